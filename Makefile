@@ -27,6 +27,11 @@ $(VENV)/.bench: $(VENV)/.installed
 	$(PIP) --group bench
 	@touch $@
 
+# The tests alone, for the other versions of Python: make PYTHON=python3.13 VENV=.venv-3.13 .venv-3.13/.tests
+$(VENV)/.tests: $(VENV)/.created pyproject.toml
+	$(PIP) --editable . --group test
+	@touch $@
+
 .PHONY: venv $(VENV)
 venv $(VENV): $(VENV)/.installed ## Create the virtual environment and install the project into it.
 
