@@ -1,3 +1,68 @@
-"""Give every request its own app: pooled, isolated ASGI sandboxes."""
+"""Every request its own app: a pool of isolated app sandboxes in front of any ASGI app."""
+
+from __future__ import annotations
+
+from ._context import RequestLease as RequestLease
+from ._context import context as context
+from ._context import current_lease as current_lease
+from ._context import current_sandbox as current_sandbox
+from ._exceptions import AppError as AppError
+from ._exceptions import AppImportError as AppImportError
+from ._exceptions import AppTypeError as AppTypeError
+from ._exceptions import ExecutionTimeoutError as ExecutionTimeoutError
+from ._exceptions import FactoryError as FactoryError
+from ._exceptions import LeaseEndedError as LeaseEndedError
+from ._exceptions import LifespanError as LifespanError
+from ._exceptions import LifespanShutdownError as LifespanShutdownError
+from ._exceptions import LifespanStartupError as LifespanStartupError
+from ._exceptions import NestedAcquireError as NestedAcquireError
+from ._exceptions import NoLeaseError as NoLeaseError
+from ._exceptions import OptionError as OptionError
+from ._exceptions import PoolClosedError as PoolClosedError
+from ._exceptions import PoolError as PoolError
+from ._exceptions import PoolExhaustedError as PoolExhaustedError
+from ._exceptions import PoolFullError as PoolFullError
+from ._exceptions import PoolNotOpenError as PoolNotOpenError
+from ._exceptions import PoolTimeoutError as PoolTimeoutError
+from ._exceptions import SandboxPoolError as SandboxPoolError
+from ._exceptions import WrongLoopError as WrongLoopError
+from ._factory import FunctionFactory as FunctionFactory
+from ._lease import PoolLease as PoolLease
+from ._pool import Pool as Pool
+from .abc import Holder as Holder
+from .abc import PoolStatistics as PoolStatistics
 
 __version__ = "0.1.0"
+
+__all__ = (
+    "AppError",
+    "AppImportError",
+    "AppTypeError",
+    "ExecutionTimeoutError",
+    "FactoryError",
+    "FunctionFactory",
+    "Holder",
+    "LeaseEndedError",
+    "LifespanError",
+    "LifespanShutdownError",
+    "LifespanStartupError",
+    "NestedAcquireError",
+    "NoLeaseError",
+    "OptionError",
+    "Pool",
+    "PoolClosedError",
+    "PoolError",
+    "PoolExhaustedError",
+    "PoolFullError",
+    "PoolLease",
+    "PoolNotOpenError",
+    "PoolStatistics",
+    "PoolTimeoutError",
+    "RequestLease",
+    "SandboxPoolError",
+    "WrongLoopError",
+    "__version__",
+    "context",
+    "current_lease",
+    "current_sandbox",
+)

@@ -1,0 +1,344 @@
+"""The lease of a request, its context store, and how running code finds them.
+
+One context variable names the lease that the running code belongs to. Tasks and threads inherit
+the *reference*, never a copy of the data, so they see one store; and because the lease knows
+when it has ended, a stray task that still holds the reference gets an error instead of writing
+into somebody else's request.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextvars import ContextVar
+from itertools import count
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from ._exceptions import LeaseEndedError, NoLeaseError
+
+if TYPE_CHECKING:
+    from ._types import Scope
+    from .abc import Sandbox
+
+T = TypeVar("T")
+
+lease_ids = count(1)
+"""Numbers for leases of every kind, unique in this process."""
+
+current: ContextVar[RequestLease | None] = ContextVar("sandboxpool_lease", default=None)
+"""The lease that the running code belongs to, or `None`."""
+
+_creating_locks = threading.Lock()
+
+
+class RequestLease:
+    """The lease of one request.
+
+    Attributes:
+        id: A number that no other lease of this process has.
+        owner: The factory that made the sandbox; one request may hold leases of several.
+        sandbox: The sandbox that serves the request.
+        parent: The lease around this one, when a wrapped app calls another one.
+        scope: The ASGI scope of the request.
+        started_at: When the sandbox was leased, on the monotonic clock.
+        deadline: When the watchdog ends the request, on the same clock; `inf` for never.
+        slow_at: When the watchdog reports it as slow; `inf` for never.
+        ended: Whether the lease is over.
+        cut_off: Whether the watchdog has ended it.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_deferred",
+        "_lock",
+        "_values",
+        "_watchdog",
+        "call",
+        "cut_off",
+        "deadline",
+        "ended",
+        "id",
+        "owner",
+        "parent",
+        "sandbox",
+        "scope",
+        "slow_at",
+        "started_at",
+    )
+
+    def __init__(
+        self, owner: object, sandbox: Sandbox, scope: Scope, parent: RequestLease | None = None
+    ) -> None:
+        self.id = next(lease_ids)
+        self.owner = owner
+        self.sandbox = sandbox
+        self.parent = parent
+        self.scope = scope
+        self.started_at = monotonic()
+        self.deadline = float("inf")
+        self.slow_at = float("inf")
+        self.ended = False
+        self.cut_off = False
+        self.call: Any = None
+        self._watchdog: Any = None
+        self._values: dict[str, Any] | None = None
+        self._lock: threading.RLock | None = None
+        self._deferred: list[tuple[Callable[..., object], tuple[Any, ...]]] | None = None
+
+    def __repr__(self) -> str:
+        state = "ended" if self.ended else f"open for {self.age:.3g} s"
+        return f"<RequestLease {self.id} {self.path!r} {state}>"
+
+    @property
+    def path(self) -> str:
+        """The path of the request, as the server decoded it."""
+        return str(self.scope.get("path", ""))
+
+    @property
+    def age(self) -> float:
+        """Seconds since the request got its sandbox."""
+        return monotonic() - self.started_at
+
+    @property
+    def context(self) -> LeaseContext:
+        """The key-value store of this lease."""
+        return LeaseContext(self)
+
+    def extend(self, seconds: float | None) -> None:
+        """Set the execution deadline to *seconds* from now.
+
+        Args:
+            seconds: Seconds from now, or `None` for no deadline at all.
+
+        Raises:
+            LeaseEndedError: The lease is over.
+        """
+        self.check_open()
+        self.deadline = float("inf") if seconds is None else monotonic() + seconds
+        if self._watchdog is not None:
+            self._watchdog.changed(self)
+
+    def check_open(self) -> None:
+        """Raise `LeaseEndedError` if the lease is over."""
+        if self.ended:
+            raise LeaseEndedError(
+                f"lease {self.id} of {self.path!r} has ended: code that outlives its request "
+                "cannot use the request's sandbox or context. Pass it the plain values that it "
+                "needs, or await it before the request ends."
+            )
+
+    def take_deferred(self) -> list[tuple[Callable[..., object], tuple[Any, ...]]]:
+        """Return the deferred callbacks in the order in which they run, and forget them."""
+        deferred, self._deferred = self._deferred or [], None
+        deferred.reverse()
+        return deferred
+
+    def seal(self) -> None:
+        """End the lease: from now on whatever asks for it or its context gets an error."""
+        self.ended = True
+        self._values = None
+        self._deferred = None
+
+
+class LeaseContext:
+    """The key-value store of one lease."""
+
+    __slots__ = ("_lease",)
+
+    def __init__(self, lease: RequestLease) -> None:
+        self._lease = lease
+
+    def __repr__(self) -> str:
+        return f"<LeaseContext of {self._lease!r}>"
+
+    def _open(self) -> dict[str, Any]:
+        lease = self._lease
+        lease.check_open()
+        values = lease._values
+        if values is None:
+            # Two threads of one request may be the first at the same moment.
+            with _creating_locks:
+                values = lease._values
+                if values is None:
+                    values = lease._values = {}
+        return values
+
+    def _locked(self) -> threading.RLock:
+        # Reentrant, because the `make` of `get_or_set` may use the context itself.
+        lease = self._lease
+        lease.check_open()
+        lock = lease._lock
+        if lock is None:
+            with _creating_locks:
+                lock = lease._lock
+                if lock is None:
+                    lock = lease._lock = threading.RLock()
+        return lock
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the value of *key*, or *default*."""
+        return self._open().get(key, default)
+
+    def set(self, key: str, value: Any) -> None:
+        """Store *value* under *key*."""
+        with self._locked():
+            self._open()[key] = value
+
+    def has(self, key: str) -> bool:
+        """Tell whether *key* has a value."""
+        return key in self._open()
+
+    def delete(self, key: str) -> bool:
+        """Remove *key*; return whether it was there."""
+        with self._locked():
+            values = self._open()
+            if key in values:
+                del values[key]
+                return True
+            return False
+
+    def get_or_set(self, key: str, make: Callable[[], T]) -> T:
+        """Return the value of *key*; without one, store and return what *make* returns."""
+        with self._locked():
+            values = self._open()
+            if key not in values:
+                made = make()
+                # `make` may have stored it, or ended the lease, itself.
+                values = self._open()
+                values.setdefault(key, made)
+            return cast("T", values[key])
+
+    def update(
+        self, values: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **more: Any
+    ) -> None:
+        """Store several values."""
+        with self._locked():
+            self._open().update(values, **more)
+
+    def copy(self) -> dict[str, Any]:
+        """Return all keys and values as a new dict."""
+        with self._locked():
+            return dict(self._open())
+
+    def defer(self, callback: Callable[..., object], /, *args: Any) -> None:
+        """Call *callback* when the lease ends; the last deferred first."""
+        if not callable(callback):
+            raise TypeError(
+                f"context.defer() takes a callable and its arguments, got {callback!r}: "
+                "pass the function itself, not the result of calling it."
+            )
+        with self._locked():
+            self._open()
+            if self._lease._deferred is None:
+                self._lease._deferred = []
+            self._lease._deferred.append((callback, args))
+
+
+class CurrentContext:
+    """The store of whichever lease the running code belongs to."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<context of {current.get()!r}>"
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the value of *key* in the current lease, or *default*."""
+        return current_lease().context.get(key, default)
+
+    def set(self, key: str, value: Any) -> None:
+        """Store *value* under *key* in the current lease."""
+        current_lease().context.set(key, value)
+
+    def has(self, key: str) -> bool:
+        """Tell whether *key* has a value in the current lease."""
+        return current_lease().context.has(key)
+
+    def delete(self, key: str) -> bool:
+        """Remove *key* from the current lease; return whether it was there."""
+        return current_lease().context.delete(key)
+
+    def get_or_set(self, key: str, make: Callable[[], T]) -> T:
+        """Return the value of *key*; without one, store and return what *make* returns."""
+        return current_lease().context.get_or_set(key, make)
+
+    def update(
+        self, values: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **more: Any
+    ) -> None:
+        """Store several values in the current lease."""
+        current_lease().context.update(values, **more)
+
+    def copy(self) -> dict[str, Any]:
+        """Return all keys and values of the current lease as a new dict."""
+        return current_lease().context.copy()
+
+    def defer(self, callback: Callable[..., object], /, *args: Any) -> None:
+        """Call *callback* when the current lease ends; the last deferred first."""
+        current_lease().context.defer(callback, *args)
+
+
+context = CurrentContext()
+
+
+def current_lease() -> RequestLease:
+    """Return the lease of the request that the running code belongs to.
+
+    Works in endpoints, dependencies, sync endpoints in threads, child tasks, generators of
+    streaming responses, background tasks, and in and under middleware inside of the wrapped app.
+
+    Raises:
+        NoLeaseError: The code runs outside of any request to a wrapped app.
+        LeaseEndedError: The request that started this code is over.
+    """
+    lease = current.get()
+    if lease is None:
+        raise NoLeaseError(
+            "there is no current lease: this code runs outside of a request to an app that "
+            "sandboxpool.wrap() made (at import, in a lifespan, or in a thread that did not "
+            "inherit the request's context variables)."
+        )
+    lease.check_open()
+    return lease
+
+
+def current_sandbox() -> Sandbox:
+    """Return the sandbox of the request that the running code belongs to.
+
+    Raises:
+        NoLeaseError: The code runs outside of any request to a wrapped app.
+        LeaseEndedError: The request that started this code is over.
+    """
+    return current_lease().sandbox
+
+
+def sandbox_for(owner: object) -> Sandbox | None:
+    """Return the sandbox that the running request holds of *owner*, or `None`.
+
+    A request may hold several leases, one inside the other, when a wrapped app is mounted in or
+    called by another one; each owner finds its own.
+
+    Raises:
+        LeaseEndedError: The request did hold one, and its lease has ended.
+    """
+    lease = current.get()
+    while lease is not None:
+        if lease.owner is owner:
+            lease.check_open()
+            return lease.sandbox
+        lease = lease.parent
+    return None
+
+
+async def run_deferred(
+    deferred: list[tuple[Callable[..., object], tuple[Any, ...]]],
+    report: Callable[[BaseException], None],
+) -> None:
+    """Run deferred callbacks in the order given; *report* what each of them raises."""
+    for callback, args in deferred:
+        try:
+            result = callback(*args)
+            if isinstance(result, Awaitable):
+                await result
+        except Exception as error:
+            report(error)

@@ -1,0 +1,150 @@
+"""The whole error tree.
+
+Callers branch on classes and attributes, never on text. Each error also inherits the built-in
+whose meaning it shares, so that `except TimeoutError` keeps working.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .abc import Holder
+
+__all__ = (
+    "AppError",
+    "AppImportError",
+    "AppTypeError",
+    "ExecutionTimeoutError",
+    "FactoryError",
+    "LeaseEndedError",
+    "LifespanError",
+    "LifespanShutdownError",
+    "LifespanStartupError",
+    "NestedAcquireError",
+    "NoLeaseError",
+    "OptionError",
+    "PoolClosedError",
+    "PoolError",
+    "PoolExhaustedError",
+    "PoolFullError",
+    "PoolNotOpenError",
+    "PoolTimeoutError",
+    "SandboxPoolError",
+    "WrongLoopError",
+)
+
+
+class SandboxPoolError(Exception):
+    """The root of every error that this library raises by itself."""
+
+
+class OptionError(SandboxPoolError, ValueError):
+    """An option has a value that cannot work, alone or together with another one."""
+
+
+# --- the pool -----------------------------------------------------------------------------
+
+
+class PoolError(SandboxPoolError):
+    """Something about a pool, rather than about what it pools."""
+
+
+class PoolNotOpenError(PoolError, RuntimeError):
+    """The pool was used before it was opened."""
+
+
+class PoolClosedError(PoolError, RuntimeError):
+    """The pool is closing or closed: nothing can be acquired from it any more."""
+
+
+class WrongLoopError(PoolError, RuntimeError):
+    """The pool was used from another event loop or thread than the one that opened it."""
+
+
+class NestedAcquireError(PoolError, RuntimeError):
+    """A hook of the factory acquired from the very pool that waits for the hook."""
+
+
+class PoolExhaustedError(PoolError):
+    """Nothing was free, and the wait was refused or took too long.
+
+    Attributes:
+        holders: The leases that were held longest at that moment, the oldest first.
+    """
+
+    def __init__(self, message: str, holders: Sequence[Holder] = ()) -> None:
+        super().__init__(message)
+        self.holders = tuple(holders)
+
+
+class PoolTimeoutError(PoolExhaustedError, TimeoutError):
+    """Nothing became free within the acquire timeout."""
+
+
+class PoolFullError(PoolExhaustedError):
+    """As many callers as `max_waiting` allows were waiting already."""
+
+
+class FactoryError(PoolError):
+    """A hook of the factory failed, and this caller was waiting for it.
+
+    The hook's own exception is the `__cause__`.
+
+    Attributes:
+        phase: Which hook it was, `"create"` or `"on_acquire"`.
+    """
+
+    def __init__(self, message: str, *, phase: str) -> None:
+        super().__init__(message)
+        self.phase = phase
+
+
+class LeaseEndedError(PoolError, RuntimeError):
+    """A lease was used after its end, was released twice, or belongs to another pool."""
+
+
+# --- requests -----------------------------------------------------------------------------
+
+
+class NoLeaseError(SandboxPoolError, LookupError):
+    """Code asked for the current lease or its context outside of any request."""
+
+
+class ExecutionTimeoutError(SandboxPoolError, TimeoutError):
+    """A request ran longer than its execution timeout and was cut off after its response began."""
+
+
+# --- the wrapped app ----------------------------------------------------------------------
+
+
+class AppError(SandboxPoolError):
+    """What was given to `wrap()` cannot be wrapped."""
+
+
+class AppTypeError(AppError, TypeError):
+    """What was given to `wrap()` is not an ASGI app, or not a factory of one."""
+
+
+class AppImportError(AppError, ImportError):
+    """The import string given to `wrap()` names nothing that can be imported."""
+
+
+class LifespanError(SandboxPoolError, RuntimeError):
+    """The lifespan of an app failed."""
+
+
+class LifespanStartupError(LifespanError):
+    """The app reported `lifespan.startup.failed`, or took too long to start."""
+
+
+class LifespanShutdownError(LifespanError):
+    """The app reported `lifespan.shutdown.failed`, or took too long to stop."""
+
+
+# Tracebacks name what users import: `sandboxpool.PoolTimeoutError`, not the private module.
+for _name in __all__:
+    globals()[_name].__module__ = "sandboxpool"
+del _name

@@ -1,0 +1,111 @@
+"""The native wake-up, background task and timer of asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import _get_running_loop
+from collections.abc import Awaitable, Callable, Generator
+from contextvars import copy_context
+from threading import get_ident
+from typing import Any, cast
+
+from ._loop import Background, Home, Timer, Wakeup
+
+
+class AsyncioLoop:
+    """See `Loop`."""
+
+    backend = "asyncio"
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._context = copy_context()
+        # asyncio's loops set and clear this attribute around each run; others (uvloop) do not
+        # show it.
+        self.home: Home = (
+            cast("Home", self._loop)
+            if getattr(self._loop, "_thread_id", None) == get_ident()
+            else _AsyncioHome(self._loop)
+        )
+
+    def wakeup(self) -> Wakeup:
+        return _AsyncioWakeup(self._loop)
+
+    def spawn(self, function: Callable[[], Awaitable[None]], name: str) -> Background:
+        async def run() -> None:
+            await function()
+
+        # A copy: the context itself may be the one that is running right now. (`create_task`
+        # takes a context only since Python 3.11, and then does the same.)
+        return _AsyncioBackground(
+            self._context.copy().run(lambda: self._loop.create_task(run(), name=name))
+        )
+
+    def timer(self, function: Callable[[], None]) -> Timer:
+        return _AsyncioTimer(self._loop, function, self._context)
+
+    def closed(self) -> bool:
+        return self._loop.is_closed()
+
+
+class _AsyncioHome:
+    __slots__ = ("_loop",)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    @property
+    def _thread_id(self) -> int | None:
+        return get_ident() if _get_running_loop() is self._loop else None
+
+
+class _AsyncioWakeup:
+    __slots__ = ("_future",)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._future: asyncio.Future[None] = loop.create_future()
+
+    def wake(self) -> None:
+        # A waiter that was cancelled in this very tick has a future that is done already.
+        if not self._future.done():
+            self._future.set_result(None)
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._future.__await__()
+
+
+class _AsyncioBackground:
+    __slots__ = ("_task",)
+
+    def __init__(self, task: asyncio.Task[None]) -> None:
+        self._task = task
+
+    def cancel(self) -> None:
+        self._task.cancel()
+
+    async def wait(self) -> None:
+        await asyncio.wait((self._task,))
+
+
+class _AsyncioTimer:
+    __slots__ = ("_context", "_function", "_handle", "_loop")
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, function: Callable[[], None], context: Any
+    ) -> None:
+        self._loop = loop
+        self._function = function
+        self._context = context
+        self._handle: asyncio.TimerHandle | None = None
+
+    def arm(self, delay: float) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+        self._handle = self._loop.call_later(
+            max(delay, 0.0), self._function, context=self._context.copy()
+        )
+
+    def close(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None

@@ -1,0 +1,152 @@
+"""The native wake-up, background task and timer of Trio.
+
+Background tasks are Trio's system tasks: they live in no nursery of the user's, outlive the
+request that caused them, and are cancelled by Trio when the main task ends. A system task that
+raises would end the whole run, so nothing here lets an exception out.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Awaitable, Callable, Generator
+from contextvars import copy_context
+from typing import Any
+
+import trio
+
+from ._loop import Background, Home, Timer, Wakeup
+
+
+def in_trio_task() -> bool:
+    """Tell whether this code runs in a Trio task."""
+    try:
+        trio.lowlevel.current_task()
+    except RuntimeError:
+        return False
+    return True
+
+
+class TrioLoop:
+    """See `Loop`."""
+
+    backend = "trio"
+
+    def __init__(self) -> None:
+        self._context = copy_context()
+        self._ended = False
+        self._home = _TrioHome()
+        self.home: Home = self._home
+
+    def wakeup(self) -> Wakeup:
+        return _TrioWakeup()
+
+    def spawn(self, function: Callable[[], Awaitable[None]], name: str) -> Background:
+        background = _TrioBackground()
+
+        async def run() -> None:
+            try:
+                with background.scope:
+                    await function()
+            finally:
+                background.over.set()
+
+        trio.lowlevel.spawn_system_task(run, name=name, context=self._context.copy())
+        return background
+
+    def timer(self, function: Callable[[], None]) -> Timer:
+        return _TrioTimer(self, function)
+
+    def closed(self) -> bool:
+        return self._ended
+
+    def run_ended(self) -> None:
+        """Note that `trio.run` is ending."""
+        self._ended = True
+        self._home._thread_id = None
+
+
+class _TrioHome:
+    """The thread, until a system task learns that the run is ending."""
+
+    __slots__ = ("_thread_id",)
+
+    def __init__(self) -> None:
+        self._thread_id: int | None = threading.get_ident()
+
+
+class _TrioWakeup:
+    __slots__ = ("_task", "_woken")
+
+    def __init__(self) -> None:
+        self._task: trio.lowlevel.Task | None = None
+        self._woken = False
+
+    def wake(self) -> None:
+        self._woken = True
+        task, self._task = self._task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        if not self._woken:
+            self._task = trio.lowlevel.current_task()
+            yield from trio.lowlevel.wait_task_rescheduled(self._abort).__await__()
+
+    def _abort(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+        self._task = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+
+class _TrioBackground:
+    __slots__ = ("over", "scope")
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.over = trio.Event()
+
+    def cancel(self) -> None:
+        self.scope.cancel()
+
+    async def wait(self) -> None:
+        await self.over.wait()
+
+
+class _TrioTimer:
+    """One sleeping system task, started with the first `arm()`, whose deadline is moved."""
+
+    __slots__ = ("_closed", "_function", "_loop", "_scope", "_started")
+
+    def __init__(self, loop: TrioLoop, function: Callable[[], None]) -> None:
+        self._loop = loop
+        self._function = function
+        self._scope = trio.CancelScope()
+        self._started = False
+        self._closed = False
+
+    def arm(self, delay: float) -> None:
+        if self._closed:
+            return
+        self._scope.deadline = trio.current_time() + max(delay, 0.0)
+        if not self._started:
+            self._started = True
+            self._loop.spawn(self._run, "sandboxpool timer")
+
+    def close(self) -> None:
+        self._closed = True
+        if not self._loop.closed():
+            self._scope.cancel()
+
+    async def _run(self) -> None:
+        try:
+            while not self._closed:
+                with self._scope:
+                    await trio.sleep_forever()
+                # Only the deadline, or `close()`, ends the sleep. A new scope, armed for never:
+                # the function may arm it again.
+                self._scope = trio.CancelScope(deadline=math.inf)
+                if not self._closed:
+                    self._function()
+        except trio.Cancelled:
+            self._loop.run_ended()
+            raise

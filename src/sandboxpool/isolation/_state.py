@@ -1,0 +1,312 @@
+"""The dict behind `app.state` and `scope["state"]` of a sandbox.
+
+It shows every key of its source at once and copies a plain container only when that container
+is first read, so an idle sandbox costs no copies and a reset is "drop it and start again".
+"""
+
+from __future__ import annotations
+
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
+from contextvars import ContextVar
+from typing import Any, SupportsIndex
+
+from .._context import RequestLease, current
+from .._exceptions import LeaseEndedError
+from ._data import CONTAINERS, copy_plain
+
+inside_lifespan: ContextVar[object] = ContextVar("sandboxpool_inside_lifespan", default=None)
+"""The factory sandbox whose lifespan the running code belongs to.
+
+What a lifespan, or a task that it started, writes to the state is meant for all requests to
+come, and not for the one that happens to run.
+"""
+
+
+class _Pending:
+    """Stands for a container that nobody has read in this lease yet."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<not copied yet>"
+
+
+PENDING = _Pending()
+_get = dict.__getitem__
+_set = dict.__setitem__
+
+
+class LeaseMemo:
+    """What the states of one sandbox have in common during one lease.
+
+    Attributes:
+        copies: Private copies made so far, by the id of the original.
+        originals: Keeps alive what `copies` knows by its id.
+        lease: What the context variable held when the states were last checked.
+        touched: Whether anything was read or written.
+        ended: Whether the lease is over; whoever still holds a state then gets an error.
+        owner: The factory of the sandbox.
+        lifespan: What `inside_lifespan` holds in code that may change the source itself.
+    """
+
+    __slots__ = ("copies", "ended", "lease", "lifespan", "originals", "owner", "shared", "touched")
+
+    def __init__(self, owner: object, shared: SharedNames, lifespan: object = None) -> None:
+        self.copies: dict[int, Any] | None = None
+        self.originals: list[Any] = []
+        self.lease: RequestLease | None = None
+        self.touched = False
+        self.ended = False
+        self.owner = owner
+        self.shared = shared
+        self.lifespan = lifespan
+
+    def check(self) -> None:
+        """Raise `LeaseEndedError` for code that outlived its lease; note who is here now."""
+        if not self.ended:
+            top = lease = current.get()
+            while lease is not None:
+                if lease.owner is self.owner:
+                    lease.check_open()
+                    break
+                lease = lease.parent
+            self.lease = top
+            self.touched = True
+            return
+        raise LeaseEndedError(
+            "this state belongs to a lease that has ended: the sandbox serves other requests "
+            "now. Read what you need from app.state before the request ends."
+        )
+
+    def copy(self, value: Any) -> Any:
+        """Return the private copy of *value* for this lease."""
+        copies = self.copies
+        if copies is None:
+            copies = self.copies = {}
+        self.originals.append(value)
+        return copy_plain(value, copies)
+
+
+class SharedNames:
+    """The `share=` names below a state, as paths of keys."""
+
+    __slots__ = ("paths",)
+
+    def __init__(self, paths: tuple[tuple[str, ...], ...] = ()) -> None:
+        self.paths = paths
+
+    def seed(self, source: Mapping[str, Any], memo: LeaseMemo) -> None:
+        """Make the memo hand out the originals of all that is shared by name."""
+        for path in self.paths:
+            value: Any = source
+            for key in path:
+                if isinstance(value, Mapping) and key in value:
+                    value = value[key]
+                else:
+                    value = getattr(value, key, None)
+            if type(value) in CONTAINERS:
+                if memo.copies is None:
+                    memo.copies = {}
+                memo.originals.append(value)
+                memo.copies[id(value)] = value
+
+
+class PrivateDict(dict[str, Any]):
+    """A dict with private copies of the plain containers in its source.
+
+    Every access asks first whether the code that makes it belongs to the running lease. All
+    methods are overridden, `__iter__` above all: with an `__iter__` of its own, CPython's
+    `dict(x)` and `{**x}` read a dict subclass through `keys()` and `[]`, and so get the
+    private copies too.
+    """
+
+    __slots__ = ("_filled", "_memo", "_source", "_through")
+
+    def __init__(
+        self,
+        memo: LeaseMemo,
+        source: dict[str, Any],
+        through: dict[str, Any] | None = None,
+    ) -> None:
+        self._memo = memo
+        self._source = source
+        self._through = through
+        self._filled = False
+
+    def _open(self) -> dict[str, Any] | None:
+        """Check the lease; return the source where that is what the caller shall work on."""
+        memo = self._memo
+        if memo.lifespan is not None and inside_lifespan.get() is memo.lifespan:
+            lease = current.get()
+            if lease is None or lease.owner is not memo.owner:
+                return self._source
+        if current.get() is not memo.lease or not memo.touched or memo.ended:
+            memo.check()
+        if not self._filled:
+            self._fill()
+        return None
+
+    def _fill(self) -> None:
+        self._filled = True
+        memo, source = self._memo, self._source
+        if memo.shared.paths:
+            memo.shared.seed(source, memo)
+        for key, value in source.items():
+            # A key that survived the last reset (`keep=`) is there already.
+            if key not in dict.keys(self):
+                _set(self, key, PENDING if type(value) in CONTAINERS else value)
+
+    def _resolve(self, key: str) -> Any:
+        value = self._memo.copy(self._source[key])
+        _set(self, key, value)
+        return value
+
+    def _resolve_all(self) -> None:
+        for key in [key for key, value in dict.items(self) if value is PENDING]:
+            self._resolve(key)
+
+    def peek(self, key: str) -> tuple[bool, Any]:
+        """Return whether this lease has read or written *key*, and its value then."""
+        value = dict.get(self, key, PENDING)
+        return value is not PENDING, value
+
+    def carry(self, key: str, value: Any) -> None:
+        """Set *key* from the lease before this one."""
+        _set(self, key, value)
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def __getitem__(self, key: str) -> Any:
+        source = self._open()
+        if source is not None:
+            return source[key]
+        value = _get(self, key)
+        return self._resolve(key) if value is PENDING else value
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the value of *key*, or *default*."""
+        return self[key] if key in self else default
+
+    def __contains__(self, key: object) -> bool:
+        source = self._open()
+        return dict.__contains__(self, key) if source is None else key in source
+
+    def __iter__(self) -> Iterator[str]:
+        source = self._open()
+        return dict.__iter__(self) if source is None else iter(source)
+
+    def __reversed__(self) -> Iterator[str]:
+        source = self._open()
+        return dict.__reversed__(self) if source is None else reversed(source)
+
+    def __len__(self) -> int:
+        source = self._open()
+        return dict.__len__(self) if source is None else len(source)
+
+    def __bool__(self) -> bool:
+        return len(self) > 0
+
+    def keys(self) -> KeysView[str]:  # type: ignore[override]
+        """Return a live view of the keys."""
+        source = self._open()
+        return dict.keys(self) if source is None else source.keys()
+
+    def values(self) -> ValuesView[Any]:  # type: ignore[override]
+        """Return a live view of the values, all private."""
+        source = self._open()
+        if source is not None:
+            return source.values()
+        self._resolve_all()
+        return dict.values(self)
+
+    def items(self) -> ItemsView[str, Any]:  # type: ignore[override]
+        """Return a live view of the items, all private."""
+        source = self._open()
+        if source is not None:
+            return source.items()
+        self._resolve_all()
+        return dict.items(self)
+
+    def copy(self) -> dict[str, Any]:
+        """Return a plain dict with the same, private values."""
+        return dict(self.items())
+
+    def __copy__(self) -> dict[str, Any]:
+        return self.copy()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+        # Pickled or deep-copied it is the plain dict that it stands for.
+        return dict, (self.copy(),)
+
+    def __repr__(self) -> str:
+        return repr(self.copy())
+
+    def __eq__(self, other: object) -> bool:
+        return self.copy() == (other.copy() if isinstance(other, PrivateDict) else other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __or__(self, other: Any) -> Any:
+        return self.copy() | other
+
+    def __ror__(self, other: Any) -> Any:
+        return other | self.copy()
+
+    # -- writing ---------------------------------------------------------------------------
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        source = self._open()
+        if source is not None:
+            source[key] = value
+            return
+        _set(self, key, value)
+        if self._through is not None:
+            self._through[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        source = self._open()
+        if source is not None:
+            del source[key]
+            return
+        dict.__delitem__(self, key)
+        if self._through is not None:
+            self._through.pop(key, None)
+
+    def pop(self, key: str, *default: Any) -> Any:  # type: ignore[override]
+        """Remove *key* and return its value."""
+        if key in self:
+            value = self[key]
+            del self[key]
+            return value
+        if default:
+            return default[0]
+        raise KeyError(key)
+
+    def popitem(self) -> tuple[str, Any]:
+        """Remove and return the item that was added last."""
+        for key in reversed(self):
+            return key, self.pop(key)
+        raise KeyError("popitem(): dictionary is empty")
+
+    def clear(self) -> None:
+        """Remove everything."""
+        for key in list(self):
+            del self[key]
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """Return the value of *key*; without one, store and return *default*."""
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def update(self, *args: Any, **more: Any) -> None:
+        """Store several values."""
+        for key, value in dict(*args, **more).items():
+            self[key] = value
+
+    def __ior__(self, other: Any) -> Any:
+        self.update(other)
+        return self
