@@ -6,32 +6,30 @@ is first read, so an idle sandbox costs no copies and a reset is "drop it and st
 
 from __future__ import annotations
 
+import threading
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
-from contextvars import ContextVar
 from typing import Any, SupportsIndex
 
-from .._context import RequestLease, current
-from .._exceptions import LeaseEndedError
+from sandboxpool._context import RequestLease, current
+from sandboxpool._exceptions import LeaseEndedError
+
 from ._data import CONTAINERS, copy_plain
-
-inside_lifespan: ContextVar[object] = ContextVar("sandboxpool_inside_lifespan", default=None)
-"""The factory sandbox whose lifespan the running code belongs to.
-
-What a lifespan, or a task that it started, writes to the state is meant for all requests to
-come, and not for the one that happens to run.
-"""
 
 
 class _Pending:
     """Stands for a container that nobody has read in this lease yet."""
 
-    __slots__ = ()
+    __slots__ = ("original",)
+
+    def __init__(self, original: Any) -> None:
+        self.original = original
 
     def __repr__(self) -> str:
         return "<not copied yet>"
 
 
-PENDING = _Pending()
+_ABSENT = object()
+_copying = threading.RLock()
 _get = dict.__getitem__
 _set = dict.__setitem__
 
@@ -46,12 +44,12 @@ class LeaseMemo:
         touched: Whether anything was read or written.
         ended: Whether the lease is over; whoever still holds a state then gets an error.
         owner: The factory of the sandbox.
-        lifespan: What `inside_lifespan` holds in code that may change the source itself.
+        shared: What stays shared by name.
     """
 
-    __slots__ = ("copies", "ended", "lease", "lifespan", "originals", "owner", "shared", "touched")
+    __slots__ = ("copies", "ended", "lease", "originals", "owner", "shared", "touched")
 
-    def __init__(self, owner: object, shared: SharedNames, lifespan: object = None) -> None:
+    def __init__(self, owner: object, shared: SharedNames) -> None:
         self.copies: dict[int, Any] | None = None
         self.originals: list[Any] = []
         self.lease: RequestLease | None = None
@@ -59,7 +57,6 @@ class LeaseMemo:
         self.ended = False
         self.owner = owner
         self.shared = shared
-        self.lifespan = lifespan
 
     def check(self) -> None:
         """Raise `LeaseEndedError` for code that outlived its lease; note who is here now."""
@@ -133,42 +130,41 @@ class PrivateDict(dict[str, Any]):
         self._through = through
         self._filled = False
 
-    def _open(self) -> dict[str, Any] | None:
-        """Check the lease; return the source where that is what the caller shall work on."""
+    def _open(self) -> None:
         memo = self._memo
-        if memo.lifespan is not None and inside_lifespan.get() is memo.lifespan:
-            lease = current.get()
-            if lease is None or lease.owner is not memo.owner:
-                return self._source
         if current.get() is not memo.lease or not memo.touched or memo.ended:
             memo.check()
         if not self._filled:
             self._fill()
-        return None
 
     def _fill(self) -> None:
-        self._filled = True
         memo, source = self._memo, self._source
         if memo.shared.paths:
             memo.shared.seed(source, memo)
         for key, value in source.items():
             # A key that survived the last reset (`keep=`) is there already.
             if key not in dict.keys(self):
-                _set(self, key, PENDING if type(value) in CONTAINERS else value)
+                _set(self, key, _Pending(value) if type(value) in CONTAINERS else value)
+        # Last, so that no other thread of the request meets a dict that is half full.
+        self._filled = True
 
     def _resolve(self, key: str) -> Any:
-        value = self._memo.copy(self._source[key])
-        _set(self, key, value)
+        # Two threads of one request must get one copy, not one each.
+        with _copying:
+            value = _get(self, key)
+            if type(value) is _Pending:
+                value = self._memo.copy(value.original)
+                _set(self, key, value)
         return value
 
     def _resolve_all(self) -> None:
-        for key in [key for key, value in dict.items(self) if value is PENDING]:
+        for key in [key for key, value in dict.items(self) if type(value) is _Pending]:
             self._resolve(key)
 
     def peek(self, key: str) -> tuple[bool, Any]:
         """Return whether this lease has read or written *key*, and its value then."""
-        value = dict.get(self, key, PENDING)
-        return value is not PENDING, value
+        value = dict.get(self, key, _ABSENT)
+        return value is not _ABSENT and type(value) is not _Pending, value
 
     def carry(self, key: str, value: Any) -> None:
         """Set *key* from the lease before this one."""
@@ -177,53 +173,47 @@ class PrivateDict(dict[str, Any]):
     # -- reading ---------------------------------------------------------------------------
 
     def __getitem__(self, key: str) -> Any:
-        source = self._open()
-        if source is not None:
-            return source[key]
+        self._open()
         value = _get(self, key)
-        return self._resolve(key) if value is PENDING else value
+        return self._resolve(key) if type(value) is _Pending else value
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value of *key*, or *default*."""
-        return self[key] if key in self else default
+        return self.get(key, default)
 
     def __contains__(self, key: object) -> bool:
-        source = self._open()
-        return dict.__contains__(self, key) if source is None else key in source
+        self._open()
+        return dict.__contains__(self, key)
 
     def __iter__(self) -> Iterator[str]:
-        source = self._open()
-        return dict.__iter__(self) if source is None else iter(source)
+        self._open()
+        return dict.__iter__(self)
 
     def __reversed__(self) -> Iterator[str]:
-        source = self._open()
-        return dict.__reversed__(self) if source is None else reversed(source)
+        self._open()
+        return dict.__reversed__(self)
 
     def __len__(self) -> int:
-        source = self._open()
-        return dict.__len__(self) if source is None else len(source)
+        self._open()
+        return dict.__len__(self)
 
     def __bool__(self) -> bool:
         return len(self) > 0
 
     def keys(self) -> KeysView[str]:  # type: ignore[override]
         """Return a live view of the keys."""
-        source = self._open()
-        return dict.keys(self) if source is None else source.keys()
+        self._open()
+        return dict.keys(self)
 
     def values(self) -> ValuesView[Any]:  # type: ignore[override]
         """Return a live view of the values, all private."""
-        source = self._open()
-        if source is not None:
-            return source.values()
+        self._open()
         self._resolve_all()
         return dict.values(self)
 
     def items(self) -> ItemsView[str, Any]:  # type: ignore[override]
         """Return a live view of the items, all private."""
-        source = self._open()
-        if source is not None:
-            return source.items()
+        self._open()
         self._resolve_all()
         return dict.items(self)
 
@@ -247,7 +237,7 @@ class PrivateDict(dict[str, Any]):
     def __ne__(self, other: object) -> bool:
         return not self == other
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
     def __or__(self, other: Any) -> Any:
         return self.copy() | other
@@ -258,24 +248,18 @@ class PrivateDict(dict[str, Any]):
     # -- writing ---------------------------------------------------------------------------
 
     def __setitem__(self, key: str, value: Any) -> None:
-        source = self._open()
-        if source is not None:
-            source[key] = value
-            return
+        self._open()
         _set(self, key, value)
         if self._through is not None:
             self._through[key] = value
 
     def __delitem__(self, key: str) -> None:
-        source = self._open()
-        if source is not None:
-            del source[key]
-            return
+        self._open()
         dict.__delitem__(self, key)
         if self._through is not None:
             self._through.pop(key, None)
 
-    def pop(self, key: str, *default: Any) -> Any:  # type: ignore[override]
+    def pop(self, key: str, *default: Any) -> Any:
         """Remove *key* and return its value."""
         if key in self:
             value = self[key]

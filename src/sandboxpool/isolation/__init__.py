@@ -1,0 +1,1 @@
+"""How a private app is made."""

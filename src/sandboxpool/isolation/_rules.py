@@ -1,0 +1,139 @@
+"""Check the options of an isolation, by name, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from sandboxpool._exceptions import OptionError
+
+from ._graph import Recipe, getattr_dict
+from ._sandbox import Rules
+from ._state import SharedNames
+
+RESETS = ("restore", "fresh", "keep")
+LIFESPANS = ("once", "each", "off")
+POLICIES = ("copy", "share", "fresh")
+
+Reset = str | Callable[[Any], Awaitable[None] | None]
+
+
+class Options:
+    """The options `reset`, `keep`, `share` and `middleware`, checked as far as possible.
+
+    Raises:
+        OptionError: One of them cannot mean anything.
+    """
+
+    def __init__(
+        self,
+        *,
+        lifespan: str,
+        reset: Any,
+        keep: Iterable[str],
+        share: Iterable[str],
+        middleware: Mapping[type | str, str],
+    ) -> None:
+        _one_of("lifespan", lifespan, LIFESPANS)
+        if not callable(reset):
+            _one_of("reset", reset, RESETS, " or a callable that takes the sandbox")
+        self.keep = _names("keep", keep)
+        self.share = _names("share", share)
+        if self.keep and reset != "restore":
+            raise OptionError(
+                f"keep={self.keep!r} says what survives a restore, but reset={reset!r} restores "
+                "nothing: leave out one of them."
+            )
+        self.middleware = dict(middleware)
+        for key, policy in self.middleware.items():
+            if not isinstance(key, (type, str)):
+                raise OptionError(f"middleware={{{key!r}: ...}}: name a class, or give the class.")
+            _one_of(f"middleware[{key!r}]", policy, POLICIES)
+        self.rules = Rules(
+            reset=reset,
+            kept_states=tuple(_below_state("keep", self.keep)),
+            kept_attributes=frozenset(n for n in self.keep if not n.startswith("state.")),
+            shared_names=SharedNames(
+                tuple(tuple(n.split(".")[1:]) for n in self.share if n.startswith("state."))
+            ),
+            shared_attributes=frozenset(n for n in self.share if not n.startswith("state.")),
+            policy=self.policy if self.middleware else lambda cls: "copy",
+        )
+
+    def policy(self, cls: type) -> str:
+        """Return what is done with middleware of a class."""
+        for key in (cls, f"{cls.__module__}.{cls.__qualname__}", cls.__qualname__, cls.__name__):
+            if key in self.middleware:
+                return self.middleware[key]
+        return "copy"
+
+    def check(self, app: Any, recipe: Recipe) -> None:
+        """Refuse names that match nothing in *app*.
+
+        Raises:
+            OptionError: A name is neither an attribute of the app nor a class in its stack.
+        """
+        attributes = getattr_dict(app) or {}
+        for option, names in (("keep", self.keep), ("share", self.share)):
+            for name in names:
+                if not name.startswith("state.") and name not in attributes:
+                    raise OptionError(
+                        f"{option}={name!r}: {type(app).__name__} has no such attribute"
+                        f"{_hint(name, attributes)}. Names are attributes of the app, "
+                        'such as "cache", or start with "state.", such as "state.cache".'
+                    )
+        for key in self.middleware:
+            classes = recipe.seen
+            known = {cls.__name__: cls for cls in classes}
+            if not any(self._matches(key, cls) for cls in classes):
+                shown = key if isinstance(key, str) else key.__qualname__
+                raise OptionError(
+                    f"middleware={{{shown!r}: ...}}: the app has no middleware of that class"
+                    f"{_hint(shown, known)}."
+                )
+
+    @staticmethod
+    def _matches(key: type | str, cls: type) -> bool:
+        return key in (cls, f"{cls.__module__}.{cls.__qualname__}", cls.__qualname__, cls.__name__)
+
+
+def _names(option: str, names: Iterable[Any]) -> tuple[str, ...]:
+    if isinstance(names, str):
+        raise OptionError(f"{option}={names!r} is one string: write {option}=({names!r},).")
+    found = tuple(names)
+    for name in found:
+        if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
+            raise OptionError(
+                f'{option}={name!r}: names are dotted identifiers, such as "state.cache".'
+            )
+        if "." in name and not name.startswith("state."):
+            raise OptionError(
+                f"{option}={name!r}: dotted names start with the state, such as "
+                f'"state.{name.rpartition(".")[2]}"; middleware has an option of its own.'
+            )
+    return found
+
+
+def _below_state(option: str, names: Iterable[str]) -> Iterable[str]:
+    for name in names:
+        head, _, rest = name.partition(".")
+        if head == "state" and rest:
+            if "." in rest:
+                raise OptionError(
+                    f"{option}={name!r}: only whole entries of the state can be kept, "
+                    f'such as "state.{rest.partition(".")[0]}".'
+                )
+            yield rest
+
+
+def _one_of(option: str, value: object, choices: tuple[str, ...], more: str = "") -> None:
+    if value not in choices:
+        shown = ", ".join(map(repr, choices))
+        hint = _hint(value, choices) if isinstance(value, str) else ""
+        raise OptionError(f"{option}={value!r} is none of {shown}{more}{hint}.")
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    matches = get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f" (did you mean {', '.join(map(repr, matches))}?)" if matches else ""

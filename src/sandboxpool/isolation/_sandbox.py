@@ -1,0 +1,231 @@
+"""One private app, whichever way it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from sys import getrefcount
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from ._graph import Recipe, Walk, getattr_dict, slot_names
+from ._restore import Restorer
+from ._state import LeaseMemo, PrivateDict, SharedNames
+
+if TYPE_CHECKING:
+    from sandboxpool._types import ASGIApp, Receive, Scope, Send
+
+    from ._template import Template
+
+
+@attrs.define
+class Rules:
+    """What a factory was told about reset and sharing.
+
+    Attributes:
+        reset: `"restore"`, `"keep"`, `"fresh"` or a callable that takes the sandbox.
+        kept_states: Keys of states that survive a reset.
+        kept_attributes: Attributes of the app that survive a reset.
+        shared_names: What is shared below a state.
+        shared_attributes: Attributes of the app that stay shared.
+        policy: What is done with the middleware of a class: `"copy"`, `"share"`, `"fresh"`.
+    """
+
+    reset: str | Callable[[Any], Awaitable[None] | None] = "restore"
+    kept_states: tuple[str, ...] = ()
+    kept_attributes: frozenset[str] = frozenset()
+    shared_names: SharedNames = attrs.field(factory=SharedNames)
+    shared_attributes: frozenset[str] = frozenset()
+    policy: Callable[[type], str] = attrs.field(default=lambda cls: "copy")
+
+
+class AppSandbox:
+    """A private app: an ASGI callable that serves one call at a time.
+
+    Attributes:
+        app: The private app.
+        apps: The private twin of each app of the template, by the id of the original.
+        template: What the private app was made from.
+        lifespan_state: What the lifespan put into `scope["state"]`.
+        version: Which version of the template it was made from.
+    """
+
+    __slots__ = (
+        "__weakref__", "_memo", "_new", "_owner", "_recipe", "_restorer", "_rules", "_states",
+        "app", "apps", "lifespan_state", "template", "version",
+    )  # fmt: skip
+
+    def __init__(self, owner: object, rules: Rules, template: Template) -> None:
+        self._owner = owner
+        self._rules = rules
+        self._restorer: Restorer | None = None
+        self._states: list[list[Any]] = []
+        self._memo = LeaseMemo(owner, rules.shared_names)
+        self.app: ASGIApp = template.app
+        self.apps: dict[int, Any] = {}
+        self.lifespan_state: Mapping[str, Any] = {}
+        self.template = template
+        self.version = -1
+        template.build_into(self)
+
+    def __repr__(self) -> str:
+        return f"<AppSandbox of {self.app!r}>"
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send, /) -> Awaitable[Any]:
+        """Serve one call; what the app returns is handed on untouched."""
+        if self._restorer is None:
+            self.arm()
+        elif self._memo.touched and self._memo.lease is None and self._rules.reset == "restore":
+            # Somebody without a lease wrote between two leases, a thread that was left over.
+            self._renew()
+        self.template.refresh(self)
+        return self.app(scope, receive, send)
+
+    def twin(self, original: Any) -> Any:
+        """Return the private twin of an app; *original* itself if it has none here."""
+        return self.apps.get(id(original), original)
+
+    # -- life ------------------------------------------------------------------------------
+
+    def fill(self, recipe: Recipe, new: list[Any]) -> None:
+        """Take over the private objects *new*, made by *recipe* in its order."""
+        self._recipe = recipe
+        self._new = new
+        self._restorer = None
+        if recipe.root is not None:
+            self.app = new[recipe.root]
+        self.apps = {original: new[index] for original, index in recipe.apps.items()}
+        old = self._states
+        self._states = []
+        for number, (index, key, source) in enumerate(recipe.states):
+            values = new[index].__dict__
+            private = PrivateDict(self._memo, source)
+            if self._rules.kept_states and number < len(old):
+                self._carry(old[number][3], private)
+            state = recipe.make_state(private)
+            values[key] = state
+            self._states.append([values, key, source, private, state, 0])
+
+    def arm(self) -> None:
+        """Remember how everything looks now: as after start-up."""
+        recipe, new = self._recipe, self._new
+        restorer = self._restorer = Restorer()
+        for index in recipe.nodes:
+            watch_object(restorer, new[index], calm=index in recipe.calm)
+        for index in recipe.containers:
+            if index in recipe.kept:
+                continue
+            restorer.watch_container(new[index], calm=index in recipe.calm)
+        for index, _ in recipe.fresh:
+            # What the constructor made is known only now: what it was given is private already.
+            inner = Walk(known=[item for item in new if item is not new[index]])
+            made = inner.compile(new[index])
+            for at in made.containers:
+                restorer.watch_container(made.originals[at], calm=False)
+            for at in made.nodes[1:]:
+                watch_object(restorer, made.originals[at], calm=False)
+        restorer.seal()
+        for entry in self._states:
+            state = entry[4]
+            entry[5] = getrefcount(state)
+
+    def override(self, index: int, overrides: dict[Any, Any] | None) -> None:
+        """Use other dependency overrides for this lease, in an app of the sandbox."""
+        own = None if overrides is None else dict(overrides)
+        self._new[index].__dict__["dependency_overrides"] = own
+
+    def reset(self) -> Awaitable[None] | None:
+        """Make the app as it was after start-up, or do what `reset=` says instead."""
+        policy = self._rules.reset
+        if policy == "restore":
+            if self._restorer is not None:
+                self.restore()
+            return None
+        if callable(policy):
+            result: Awaitable[None] | None = policy(self)
+            return result
+        return None
+
+    def restore(self) -> None:
+        """Put everything private back as it was after start-up."""
+        restorer = self._restorer
+        if restorer is None:
+            return
+        kept = self._rules.kept_attributes
+        if kept:
+            values = getattr_dict(self.app) or {}
+            saved = {name: values[name] for name in kept if name in values}
+            restorer.restore()
+            values.update(saved)
+        else:
+            restorer.restore()
+        if self._memo.touched:
+            self._renew()
+            return
+        for entry in self._states:
+            state = entry[4]
+            # Somebody still holds the state object: its next use must fail, not write here.
+            if getrefcount(state) != entry[5]:
+                del state
+                self._renew()
+                return
+
+    def _renew(self) -> None:
+        """Give the next lease new state objects; whoever holds the old ones gets errors."""
+        self._memo.ended = True
+        memo = self._memo = LeaseMemo(self._owner, self._rules.shared_names)
+        restorer = self._restorer
+        for entry in self._states:
+            values, key, source, old = entry[:4]
+            private = PrivateDict(memo, source)
+            if self._rules.kept_states:
+                self._carry(old, private)
+            state = self._recipe.make_state(private)
+            entry[3], entry[4] = private, state
+            if restorer is None:
+                values[key] = state
+            else:
+                restorer.replace(values, key, state)
+
+    def _carry(self, old: PrivateDict, new: PrivateDict) -> None:
+        for name in self._rules.kept_states:
+            present, value = old.peek(name)
+            if present:
+                new.carry(name, value)
+
+    async def aclose(self) -> None:
+        """Drop everything private."""
+        self._memo.ended = True
+        self._states = []
+        self._new = []
+        self._restorer = None
+        self.apps = {}
+
+    # -- scope["state"] --------------------------------------------------------------------
+
+    def request_state(self, server_state: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Return the `scope["state"]` for one request, `None` to leave the scope as it is.
+
+        What the lifespan put there reaches the request as private copies. What others have put
+        there, such as middleware outside of the wrapped app, passes untouched; what the
+        app writes goes through to the server's dict, where they expect it.
+        """
+        own = self.lifespan_state
+        if not own:
+            return None
+        given = {} if server_state is None else server_state
+        merged = {**own, **given}
+        private = PrivateDict(self._memo, merged, through=server_state)
+        for key, value in given.items():
+            if key not in own or own[key] is not value:
+                private.carry(key, value)
+        return private
+
+
+def watch_object(restorer: Restorer, value: Any, *, calm: bool) -> None:
+    """Remember the attributes of one object."""
+    values = getattr_dict(value)
+    if values is not None:
+        restorer.watch_dict(values, calm=calm)
+    for name in slot_names(type(value)):
+        restorer.watch_slot(value, name)

@@ -1,0 +1,151 @@
+"""The app that sandboxes are made from, kept in step with what happens to it later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from sandboxpool._context import current
+from sandboxpool.adapters import adapter_for
+
+from . import _stand_in
+from ._data import copy_plain
+from ._graph import Recipe, Walk, getattr_dict
+
+if TYPE_CHECKING:
+    from ._sandbox import AppSandbox, Rules
+
+
+class Template:
+    """An app that private apps are made from.
+
+    Routes, handlers and attributes that are added to it outside of any request reach every
+    sandbox with its next lease, as do dependency overrides, which tests set just like that.
+
+    Attributes:
+        app: The app.
+        owner: The factory it belongs to.
+    """
+
+    def __init__(self, app: Any, owner: object, rules: Rules) -> None:
+        self.app = app
+        self.owner = owner
+        self._rules = rules
+        self._stale = True
+        self._version = 0
+        self._recipe = Recipe()
+        self._watched: list[tuple[dict[str, Any], str, Any, int]] = []
+        self._overrides: list[tuple[dict[str, Any], int, Any, dict[Any, Any]]] = []
+        self._stand_ins: list[Any] = []
+
+    def compile(self) -> Recipe:
+        """Find what is private, once; again when the app was changed."""
+        # Inside of a request the app would answer for the sandbox, and not for itself.
+        token = current.set(None)
+        try:
+            return self._compile()
+        finally:
+            current.reset(token)
+
+    def _compile(self) -> Recipe:
+        rules = self._rules
+        walk = Walk(rules.policy, rules.shared_attributes, rules.kept_attributes)
+        recipe = self._recipe = walk.compile(self.app)
+        _plan_fresh(recipe, rules.policy)
+        self._version += 1
+        self._watched = []
+        self._overrides = []
+        for index in recipe.nodes:
+            original = recipe.originals[index]
+            for values, key in adapter_for(original).watched(original):
+                self._watched.append((values, key, values[key], len(values[key])))
+            if index in recipe.apps.values():
+                values = getattr_dict(original) or {}
+                if "dependency_overrides" in values:
+                    current = values["dependency_overrides"]
+                    self._overrides.append((values, index, current, dict(current or {})))
+        for index in recipe.apps.values():
+            app = recipe.originals[index]
+            if not any(app is known for known in self._stand_ins) and _stand_in.install(
+                app, self.owner, self._changed
+            ):
+                self._stand_ins.append(app)
+        self._stale = False
+        return recipe
+
+    def also_overrides(self, app: Any) -> None:
+        """Honour the dependency overrides that are set on another app for the same sandbox."""
+        values = getattr_dict(app) or {}
+        if self._recipe.root is not None and "dependency_overrides" in values:
+            self._overrides.append((values, self._recipe.root, values["dependency_overrides"], {}))
+
+    def _changed(self, name: str) -> None:
+        # Overrides are looked up at every lease anyway.
+        if name != "dependency_overrides":
+            self._stale = True
+
+    def build(self) -> tuple[Recipe, list[Any]]:
+        """Return new private objects, and the recipe that they were made by."""
+        if self._stale:
+            self.compile()
+        return self._recipe, self._recipe.build()
+
+    def build_into(self, sandbox: AppSandbox) -> None:
+        """Give *sandbox* a private app of its own."""
+        sandbox.fill(*self.build())
+        sandbox.version = self._version
+
+    def refresh(self, sandbox: AppSandbox) -> None:
+        """Bring *sandbox* up to date at the start of a lease."""
+        if not self._stale:
+            for values, key, known, size in self._watched:
+                now = values.get(key)
+                if now is not known or len(now) != size:
+                    self._stale = True
+                    break
+        if self._stale or sandbox.version != self._version:
+            self.build_into(sandbox)
+            sandbox.arm()
+        for values, index, known, content in self._overrides:
+            now = values.get("dependency_overrides")
+            if now is not known or now != content:
+                sandbox.override(index, now)
+
+    def release(self) -> None:
+        """Let the app be itself again."""
+        for app in self._stand_ins:
+            _stand_in.remove(app, self.owner, self._changed)
+        self._stand_ins = []
+        self._stale = True
+
+
+def _plan_fresh(recipe: Recipe, policy: Callable[[type], str]) -> None:
+    """Have the constructors of middleware with the policy `"fresh"` called for every clone."""
+    by_node = {id(recipe.originals[index]): index for index in recipe.nodes}
+    for app_index in recipe.apps.values():
+        app = recipe.originals[app_index]
+        declared = list(adapter_for(app).user_middleware(app))
+        layer = (getattr_dict(app) or {}).get("middleware_stack")
+        while layer is not None and declared:
+            index = by_node.get(id(layer))
+            inner = getattr(layer, "app", None)
+            for position, entry in enumerate(declared):
+                if entry.cls is type(layer):
+                    del declared[: position + 1]
+                    at = by_node.get(id(inner))
+                    if index is not None and at is not None and policy(type(layer)) == "fresh":
+                        recipe.fresh.append((index, _remaker(entry, at)))
+                    break
+            layer = inner
+
+
+def _remaker(entry: Any, inner: int) -> Callable[[list[Any]], Any]:
+    def remake(new: list[Any]) -> Any:
+        memo: dict[int, Any] = {}
+        args = [copy_plain(value, memo) for value in entry.args]
+        more: Mapping[str, Any] = {
+            key: copy_plain(value, memo) for key, value in entry.kwargs.items()
+        }
+        return entry.cls(new[inner], *args, **more)
+
+    return remake
