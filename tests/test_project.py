@@ -22,9 +22,10 @@ PACKAGE = ROOT / "src" / "sandboxpool"
 LAYERS: list[set[str]] = [
     {"abc", "_types", "_exceptions"},
     {"_slots", "_options", "_factory", "_loop", "_loop_asyncio", "_loop_trio"},
-    {"_pool", "_lease", "_watchdog", "_context", "_lifespan"},
+    {"_pool", "_lease", "_context", "_lifespan", "_read_ahead", "_answers", "_load"},
+    {"_watchdog", "_monitor", "_stacks", "_app_options"},
     {"isolation", "run", "adapters"},
-    {"_wrap", "_stats"},
+    {"_wrap", "_sandboxed", "_runtime", "_stats"},
     {""},  # `sandboxpool` itself, the public names
     {"cli", "telemetry", "resources", "__main__"},
 ]

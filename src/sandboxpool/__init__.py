@@ -29,6 +29,11 @@ from ._exceptions import WrongLoopError as WrongLoopError
 from ._factory import FunctionFactory as FunctionFactory
 from ._lease import PoolLease as PoolLease
 from ._pool import Pool as Pool
+from ._sandboxed import SandboxedApp as SandboxedApp
+from ._stats import AppStatistics as AppStatistics
+from ._stats import RequestInFlight as RequestInFlight
+from ._stats import stats_route as stats_route
+from ._wrap import wrap as wrap
 from .abc import Holder as Holder
 from .abc import PoolStatistics as PoolStatistics
 
@@ -37,6 +42,7 @@ __version__ = "0.1.0"
 __all__ = (
     "AppError",
     "AppImportError",
+    "AppStatistics",
     "AppTypeError",
     "ExecutionTimeoutError",
     "FactoryError",
@@ -58,11 +64,15 @@ __all__ = (
     "PoolNotOpenError",
     "PoolStatistics",
     "PoolTimeoutError",
+    "RequestInFlight",
     "RequestLease",
     "SandboxPoolError",
+    "SandboxedApp",
     "WrongLoopError",
     "__version__",
     "context",
     "current_lease",
     "current_sandbox",
+    "stats_route",
+    "wrap",
 )

@@ -44,8 +44,10 @@ class RequestLease:
         started_at: When the sandbox was leased, on the monotonic clock.
         deadline: When the watchdog ends the request, on the same clock; `inf` for never.
         slow_at: When the watchdog reports it as slow; `inf` for never.
+        call: The running call of the app; only this library uses it.
+        serving: The wrapped app that serves the request.
         ended: Whether the lease is over.
-        cut_off: Whether the watchdog has ended it.
+        cut_off: The status to answer with, once it was told to stop; 0 until then.
     """
 
     __slots__ = (
@@ -63,6 +65,7 @@ class RequestLease:
         "parent",
         "sandbox",
         "scope",
+        "serving",
         "slow_at",
         "started_at",
     )
@@ -79,8 +82,9 @@ class RequestLease:
         self.deadline = float("inf")
         self.slow_at = float("inf")
         self.ended = False
-        self.cut_off = False
+        self.cut_off = 0
         self.call: Any = None
+        self.serving: Any = None
         self._watchdog: Any = None
         self._values: dict[str, Any] | None = None
         self._lock: threading.RLock | None = None

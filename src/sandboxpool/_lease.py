@@ -44,20 +44,47 @@ class _Nowhere:
 NOWHERE = _Nowhere()
 
 
+class Key:
+    """What gives a lease its slot; there is one of each slot.
+
+    The slot keeps it while it is free, and the lease while it is open. So a key that dies with
+    its slot still on lease tells that the lease was dropped. (A `__del__` of the lease would
+    tell it too, but would run after every lease, and cost a tenth of it.)
+    """
+
+    __slots__ = ("_pool", "slot")
+
+    def __init__(self, pool: Pool[Any], slot: Slot[Any]) -> None:
+        self._pool = pool
+        self.slot = slot
+
+    def __del__(self) -> None:
+        slot, pool = self.slot, self._pool
+        if slot.lease and slot.key is not self:
+            place = f" (acquired at {slot.where})" if slot.where else ""
+            warnings.warn(
+                f"<PoolLease {pool.lease_id(slot.lease)} of {pool.name!r} open> was dropped "
+                f"without being released{place}: its item is lost to the pool. "
+                "Hold it with `async with pool.lease():`.",
+                ResourceWarning,
+                stacklevel=2,
+            )
+
+
 class PoolLease(Generic[T]):
     """One use of a pooled item: enter it to acquire, leave it to release."""
 
-    __slots__ = ("_number", "_slot", "_timeout")
+    __slots__ = ("_key", "_number", "_timeout")
 
     _pool: Pool[T]  # of the class that `bind()` makes
 
-    def __init__(self, timeout: float | Unset | None) -> None:
-        self._timeout = timeout
-        self._slot: Slot[T] | None = None
-        self._number = 0
+    # Set by `Pool.lease()`: to call a class that has an `__init__` takes twice as long.
+    _timeout: float | Unset | None
+    _number: int
+    _key: Key | None
 
     def __repr__(self) -> str:
-        state = "open" if self._slot is not None else "ended" if self._number else "not entered"
+        state = "open" if self._key is not None else "ended" if self._number else "not entered"
         return f"<PoolLease {self.id} of {self._pool.name!r} {state}>"
 
     @property
@@ -96,8 +123,9 @@ class PoolLease(Generic[T]):
         slot = pool.take()
         if slot is None:
             slot = await pool.wait(self._timeout)
-        self._slot = slot
+            assert slot is not None
         self._number = slot.lease
+        self._key, slot.key = slot.key, None
         pool.note_holder(slot, sys._getframe(1))
         return slot.item
 
@@ -107,39 +135,29 @@ class PoolLease(Generic[T]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        slot = self._slot
-        if slot is None:
+        key = self._key
+        if key is None:
             raise LeaseEndedError(f"{self!r} cannot be released: it holds nothing.")
         if not self._pool.is_here():
             raise WrongLoopError(
                 f"{self!r} was released in another event loop or thread than the pool's: "
                 "nothing has changed, release it where it was acquired."
             )
-        self._slot = None
+        self._key = None
+        slot = key.slot
         if slot.lease == self._number:
+            slot.key = key
             self._pool.give_back(slot)
         # Otherwise it was cut off while the pool was closed: the item is gone already.
 
-    def __del__(self) -> None:
-        slot = self._slot
-        if slot is not None and slot.lease == self._number:
-            place = f" (acquired at {slot.where})" if slot.where else ""
-            warnings.warn(
-                f"{self!r} was dropped without being released{place}: its item is lost to the "
-                "pool. Hold it with `async with pool.lease():`.",
-                ResourceWarning,
-                stacklevel=2,
-                source=self,
-            )
-
     def _held(self) -> Slot[T]:
-        slot = self._slot
-        if slot is None or slot.lease != self._number:
+        key = self._key
+        if key is None or key.slot.lease != self._number:
             raise LeaseEndedError(
                 f"{self!r} holds nothing: use the item inside of "
                 "`async with pool.lease() as item:`."
             )
-        return slot
+        return key.slot
 
 
 def bind(pool: Pool[T]) -> type[PoolLease[T]]:
@@ -151,7 +169,7 @@ def bind(pool: Pool[T]) -> type[PoolLease[T]]:
     reset = pool.factory.reset
     check_after = slots.limits.check_after
     max_uses = slots.limits.max_uses or sys.maxsize
-    IN_USE, IDLE = State.IN_USE, State.IDLE
+    IN_USE, IDLE = State.IN_USE, State.IDLE  # an attribute of an enum class is a slow one
     slow_enter, slow_exit = PoolLease.__aenter__, PoolLease.__aexit__
 
     class BoundLease(PoolLease[T]):
@@ -160,30 +178,36 @@ def bind(pool: Pool[T]) -> type[PoolLease[T]]:
         _pool = pool
 
         async def __aenter__(self) -> T:
-            if idle and home._thread_id == get_ident() and slots.plain and not self._number:
+            # Of a closed pool nothing is idle, and of one with `on_acquire` nothing is fresh.
+            if idle and home._thread_id == get_ident() and not self._number:
                 slot = take_idle()
                 now = clock()
                 if now < slot.fresh_until:
                     slot.state = IN_USE
                     slot.since = now
+                    # One object for all three: a number above 256 is an allocation.
                     slots.leases = self._number = slot.lease = slots.leases + 1
                     in_use = slots.in_use = slots.in_use + 1
                     if in_use > slots.peak_in_use:
                         slots.peak_in_use = in_use
-                    self._slot = slot
+                    self._key = slot.key
+                    slot.key = None
                     return slot.item
                 put_idle(slot)
             return await slow_enter(self)
 
         async def __aexit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
-            slot = self._slot
-            if slot is None or slot.lease != self._number or home._thread_id != get_ident():
+            key = self._key
+            # Who has the key has the item, unless it was cut off: then the pool is not plain.
+            if key is None or home._thread_id != get_ident() or not slots.plain:
                 return await slow_exit(self, exc_type, exc, traceback)
+            slot: Slot[T] = key.slot
             now = clock()
             uses = slot.uses + 1
             if slot.retire is not None or uses >= max_uses or now >= slot.expires_at:
                 return await slow_exit(self, exc_type, exc, traceback)
-            self._slot = None
+            self._key = None
+            slot.key = key
             try:
                 pending = reset(slot.item)
             except BaseException as error:
@@ -199,8 +223,9 @@ def bind(pool: Pool[T]) -> type[PoolLease[T]]:
                 slot.state = IDLE
                 slot.since = now
                 if check_after is not None:
-                    fresh_until = now + check_after
-                    slot.fresh_until = min(fresh_until, slot.expires_at)
+                    fresh_until, expires_at = now + check_after, slot.expires_at
+                    # Not `min()`: a call.
+                    slot.fresh_until = fresh_until if fresh_until < expires_at else expires_at
                 put_idle(slot)
             else:
                 pool.finish(slot, pending)

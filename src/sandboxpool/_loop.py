@@ -87,6 +87,30 @@ class Loop(Protocol):
         """Tell whether the loop has ended for good."""
         ...
 
+    def interruption(self) -> Interruption:
+        """Return what can cancel a part of the running task."""
+        ...
+
+
+class Interruption(Protocol):
+    """Cancel what the task does inside of `with`, and nothing else it does.
+
+    Leaving it swallows the cancellation that `cancel()` caused, and no other one.
+
+    Attributes:
+        caught: Whether it swallowed one.
+    """
+
+    caught: bool
+
+    def cancel(self) -> None:
+        """Cancel, from any task of the loop. Calling it again repeats it."""
+        ...
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> bool: ...
+
 
 def running_backend() -> str | None:
     """Return `"asyncio"` or `"trio"`, whichever runs in this thread, or `None`."""

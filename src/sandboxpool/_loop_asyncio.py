@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from asyncio import _get_running_loop
 from collections.abc import Awaitable, Callable, Generator
 from contextvars import copy_context
@@ -10,6 +11,8 @@ from threading import get_ident
 from typing import Any, cast
 
 from ._loop import Background, Home, Timer, Wakeup
+
+_COUNTS_CANCELS = sys.version_info >= (3, 11)
 
 
 class AsyncioLoop:
@@ -20,6 +23,7 @@ class AsyncioLoop:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._context = copy_context()
+        self._tasks: set[asyncio.Task[None]] = set()
         # asyncio's loops set and clear this attribute around each run; others (uvloop) do not
         # show it.
         self.home: Home = (
@@ -37,15 +41,64 @@ class AsyncioLoop:
 
         # A copy: the context itself may be the one that is running right now. (`create_task`
         # takes a context only since Python 3.11, and then does the same.)
-        return _AsyncioBackground(
-            self._context.copy().run(lambda: self._loop.create_task(run(), name=name))
-        )
+        task = self._context.copy().run(lambda: self._loop.create_task(run(), name=name))
+        # asyncio itself holds its tasks weakly: one that waits for what nothing else holds would
+        # be collected half-way.
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return _AsyncioBackground(task)
 
     def timer(self, function: Callable[[], None]) -> Timer:
         return _AsyncioTimer(self._loop, function, self._context)
 
     def closed(self) -> bool:
         return self._loop.is_closed()
+
+    def interruption(self) -> AsyncioInterruption:
+        return AsyncioInterruption(self._loop)
+
+
+class AsyncioInterruption:
+    """Cancels by `Task.cancel()`, as `asyncio.timeout()` does.
+
+    The counting of `Task.uncancel()` tells, since Python 3.11, whether somebody else cancelled
+    the task as well; on 3.10 a second cancellation in the same instant is taken for ours.
+    """
+
+    __slots__ = ("_before", "_loop", "_requested", "_task", "caught")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.caught = False
+        self._requested = 0
+
+    def __enter__(self) -> object:
+        # With the loop given, it does not ask the kernel for the process id.
+        self._task = asyncio.current_task(self._loop)
+        return self
+
+    def cancel(self) -> None:
+        task = self._task
+        assert task is not None
+        if not self._requested and _COUNTS_CANCELS:
+            self._before = task.cancelling()
+        self._requested += 1
+        task.cancel()
+
+    def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> bool:
+        if not self._requested:
+            return False
+        task = self._task
+        assert task is not None
+        others = False
+        if _COUNTS_CANCELS:
+            # Each of ours is taken back, also if the app swallowed it, or it would count as a
+            # pending cancellation of whatever the task does next.
+            for _ in range(self._requested):
+                others = task.uncancel() > self._before
+        self.caught = exc_type is not None and issubclass(exc_type, asyncio.CancelledError)
+        self.caught = self.caught and not others
+        return self.caught
 
 
 class _AsyncioHome:

@@ -60,10 +60,34 @@ class TrioLoop:
     def closed(self) -> bool:
         return self._ended
 
+    def interruption(self) -> TrioInterruption:
+        return TrioInterruption()
+
     def run_ended(self) -> None:
         """Note that `trio.run` is ending."""
         self._ended = True
         self._home._thread_id = None
+
+
+class TrioInterruption:
+    """A cancel scope."""
+
+    __slots__ = ("_scope", "caught")
+
+    def __init__(self) -> None:
+        self._scope = trio.CancelScope()
+        self.caught = False
+
+    def __enter__(self) -> object:
+        return self._scope.__enter__()
+
+    def cancel(self) -> None:
+        self._scope.cancel()
+
+    def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> bool:
+        swallowed = bool(self._scope.__exit__(exc_type, exc, traceback))
+        self.caught = self._scope.cancelled_caught
+        return swallowed
 
 
 class _TrioHome:
@@ -113,24 +137,25 @@ class _TrioBackground:
 
 
 class _TrioTimer:
-    """One sleeping system task, started with the first `arm()`, whose deadline is moved."""
+    """One sleeping system task, whose deadline is moved.
 
-    __slots__ = ("_closed", "_function", "_loop", "_scope", "_started")
+    It starts at once, not with the first `arm()`: it also learns that the run is ending, which
+    tells a later run in the same thread from this one.
+    """
+
+    __slots__ = ("_closed", "_function", "_loop", "_scope")
 
     def __init__(self, loop: TrioLoop, function: Callable[[], None]) -> None:
         self._loop = loop
         self._function = function
         self._scope = trio.CancelScope()
-        self._started = False
         self._closed = False
+        loop.spawn(self._run, "sandboxpool timer")
 
     def arm(self, delay: float) -> None:
         if self._closed:
             return
         self._scope.deadline = trio.current_time() + max(delay, 0.0)
-        if not self._started:
-            self._started = True
-            self._loop.spawn(self._run, "sandboxpool timer")
 
     def close(self) -> None:
         self._closed = True

@@ -31,9 +31,9 @@ from ._exceptions import (
     PoolTimeoutError,
     WrongLoopError,
 )
-from ._lease import NOWHERE, UNSET, PoolLease, Unset, bind
-from ._loop import Home, Loop, Timer, Wakeup, running_loop
-from ._options import check_pool_options, check_sizes
+from ._lease import NOWHERE, UNSET, Key, PoolLease, Unset, bind
+from ._loop import Background, Home, Loop, Timer, Wakeup, running_loop
+from ._options import check_pool_options, check_seconds, check_sizes
 from ._slots import Job, Limits, Outcome, Slot, Slots, State, Waiter
 from .abc import Factory, Holder, PoolStatistics
 
@@ -50,6 +50,7 @@ _pool_numbers = count(1)
 
 _in_hook_of: ContextVar[tuple[int, ...]] = ContextVar("sandboxpool_in_hook_of", default=())
 
+_LEASE_FILE = PoolLease.__aenter__.__code__.co_filename
 _HOLDERS_NAMED = 3
 _HOLDERS_CACHED = 0.25  # seconds; a storm of refusals must not scan the pool for each
 
@@ -66,7 +67,8 @@ class Pool(Generic[T]):
         acquire_timeout: Seconds a caller waits at most, `None` for no limit. One absolute
             deadline for the whole wait, a check and a replaced item included.
         max_waiting: Callers that may wait; one more gets `PoolFullError` at once. `0` means
-            that nobody may wait, also not for the creation of an item; `None` is no limit.
+            that nobody may wait, also not for the creation of an item; `None` is no limit. The
+            check of an idle item (`check_after`, `on_acquire`) is not a wait in this sense.
 
     Frequent ones:
 
@@ -195,6 +197,7 @@ class Pool(Generic[T]):
         self._timer: Timer | None = None
         self._timer_at = inf
         self._filling: Wakeup | None = None
+        self._creators: dict[Slot[T], Background | None] = {}
         self._watchers: list[tuple[set[Slot[T]], Wakeup]] = []
         self._closing: Wakeup | None = None
         self._emptied: list[Wakeup] = []
@@ -253,6 +256,7 @@ class Pool(Generic[T]):
         Args:
             timeout: Seconds to wait for leases to end, `None` for no limit. Afterwards their
                 items are destroyed all the same, and whoever still holds one must not use it.
+                A `create` that is still running then is cancelled.
         """
         loop, slots = self._loop, self.slots
         if loop is None:
@@ -267,11 +271,9 @@ class Pool(Generic[T]):
             return
         if not self.is_here():
             raise self._wrong_place()
-        if not slots.closed:
-            slots.close(self.clock())
-            self._follow_up()
+        self.begin_close()
         try:
-            if not await self._empty(timeout):
+            if not await self._empty(timeout) and slots.in_use:
                 logger.warning(
                     "%r still has %d leases %s s after it began to close; they are cut off",
                     self,
@@ -282,10 +284,19 @@ class Pool(Generic[T]):
             # Also when cancelled: from here on it is short, and must not stop half-way.
             slots.cut(self.clock())
             self._follow_up()
-            with anyio.CancelScope(shield=True):
-                await self._empty(_sum(self._create_timeout, self._destroy_timeout))
             if self._timer is not None:
                 self._timer.close()
+            for creating in tuple(self._creators.values()):
+                if creating is not None:
+                    creating.cancel()
+            with anyio.CancelScope(shield=True):
+                await self._empty(self._longest_end())
+
+    def begin_close(self) -> None:
+        """Refuse new leases and wake those who wait; what is in use stays so."""
+        if not self.slots.closed:
+            self.slots.close(self.clock())
+            self._follow_up()
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -343,7 +354,7 @@ class Pool(Generic[T]):
 
     # --- use ----------------------------------------------------------------------------------
 
-    def lease(self, *, timeout: float | Unset | None = UNSET) -> PoolLease[T]:
+    def lease(self, timeout: float | Unset | None = UNSET) -> PoolLease[T]:
         """Return a context manager that holds an item while it is entered.
 
         Entering takes an idle item at once, without a checkpoint, or waits in order of arrival.
@@ -362,7 +373,11 @@ class Pool(Generic[T]):
             WrongLoopError: The pool was opened in another event loop or thread.
             NestedAcquireError: A hook of this pool's factory asks the pool that waits for it.
         """
-        return self._lease(timeout)
+        lease = self._lease()
+        lease._timeout = timeout
+        lease._number = 0
+        lease._key = None
+        return lease
 
     def statistics(self) -> PoolStatistics:
         """Return the figures of this moment; the cost does not depend on the pool's size."""
@@ -374,10 +389,27 @@ class Pool(Generic[T]):
         """Lease an idle item at once; `None` if it takes a wait."""
         if not self.is_here():
             raise self._wrong_place()
-        return self.slots.take(self.clock())
+        slot = self.slots.take(self.clock())
+        if self.slots.jobs:
+            self._follow_up()  # it has found expired items
+        return slot
 
-    async def wait(self, timeout: float | Unset | None = UNSET) -> Slot[T]:
-        """Wait in the queue for an item, after `take()` returned nothing."""
+    async def wait(
+        self,
+        timeout: float | Unset | None = UNSET,
+        *,
+        on_queued: Callable[[Callable[[], None]], None] | None = None,
+    ) -> Slot[T] | None:
+        """Wait in the queue for an item, after `take()` returned nothing.
+
+        Args:
+            timeout: Seconds to wait at most.
+            on_queued: Called, once the caller is in the queue, with a function that takes it
+                out of it again.
+
+        Returns:
+            The item's slot, or `None` if that function was called in time.
+        """
         slots = self.slots
         loop = self._opened()
         if id(self) in _in_hook_of.get():
@@ -387,6 +419,8 @@ class Pool(Generic[T]):
             )
         if isinstance(timeout, Unset):
             timeout = self._acquire_timeout
+        else:
+            check_seconds("timeout", timeout)
         now = self.clock()
         if slots.refuses():
             holders = self.holders()
@@ -400,6 +434,8 @@ class Pool(Generic[T]):
         try:
             # Here, not before: an interrupt in between must find the waiter guarded.
             self._follow_up()
+            if on_queued is not None:
+                on_queued(partial(self._leave, waiter))
             await wakeup
         except BaseException:
             slots.give_up(waiter, self.clock())
@@ -407,8 +443,14 @@ class Pool(Generic[T]):
             raise
         slot = waiter.slot
         if slot is None:
+            if waiter.outcome is Outcome.GAVE_UP:
+                return None
             raise self._refusal(waiter, timeout) from waiter.error
         return slot
+
+    def _leave(self, waiter: Waiter[T]) -> None:
+        if waiter.outcome is None:
+            self.slots.give_up(waiter, self.clock())
 
     def give_back(self, slot: Slot[T]) -> None:
         """End a lease: reset the item, or retire it. Never waits."""
@@ -466,7 +508,11 @@ class Pool(Generic[T]):
     def note_holder(self, slot: Slot[T], frame: FrameType) -> None:
         """Note where an item was acquired, if asked to."""
         if self._record_holders:
-            slot.where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+            place: FrameType | None = frame
+            while place is not None and place.f_code.co_filename == _LEASE_FILE:
+                place = place.f_back  # the fast path hands over to the slow one
+            if place is not None:
+                slot.where = f"{place.f_code.co_filename}:{place.f_lineno}"
 
     def holders(self) -> tuple[Holder, ...]:
         """Return who holds an item for longest, the oldest first."""
@@ -487,14 +533,15 @@ class Pool(Generic[T]):
         """Start the jobs that the last decisions left, and see that the timer comes in time."""
         slots = self.slots
         while slots.jobs:
-            jobs, slots.jobs = slots.jobs, []
-            for job, slot in jobs:
-                if job is Job.CREATE:
-                    self._spawn(partial(self._create, slot), "create")
-                elif job is Job.PREPARE:
-                    self._spawn(partial(self._prepare, slot), "prepare")
-                else:
-                    self._begin_destroy(slot)
+            # One by one: a destroy that is a plain function may be interrupted (Ctrl-C), and may
+            # come here itself, by way of the pool.
+            job, slot = slots.jobs.popleft()
+            if job is Job.CREATE:
+                self._begin_create(slot)
+            elif job is Job.PREPARE:
+                self._spawn(partial(self._prepare, slot), "prepare")
+            else:
+                self._begin_destroy(slot)
         if self._filling is not None and (
             slots.closed or slots.last_create_error is not None or self._filled()
         ):
@@ -506,7 +553,7 @@ class Pool(Generic[T]):
                 self._timer_at = due
                 self._timer.arm(due - now)
 
-    def _spawn(self, function: Callable[[], Awaitable[None]], what: str) -> None:
+    def _spawn(self, function: Callable[[], Awaitable[None]], what: str) -> Background:
         assert self._loop is not None
 
         async def run() -> None:
@@ -517,36 +564,49 @@ class Pool(Generic[T]):
                 # A fault of the pool itself: must not end Trio's run, nor stay unseen.
                 logger.exception("%r: internal error in a background task (%s)", self, what)
 
-        self._loop.spawn(run, f"sandboxpool {self.name} {what}")
+        return self._loop.spawn(run, f"sandboxpool {self.name} {what}")
+
+    def _begin_create(self, slot: Slot[T]) -> None:
+        self._creators[slot] = None
+        background = self._spawn(partial(self._create, slot), "create")
+        if slot in self._creators:  # an eager task may be over already
+            self._creators[slot] = background
 
     async def _create(self, reserved: Slot[T]) -> None:
         """Create items for as long as they are needed, the first one into *reserved*."""
         slots = self.slots
         slot: Slot[T] | None = reserved
-        while slot is not None:
-            try:
-                with anyio.fail_after(self._create_timeout):
-                    item = await self.factory.create()
-            except Exception as error:
-                slots.create_failed(slot, error, self.clock())
-                self._report("create", error)
-            except BaseException:
-                slots.create_cancelled(slot, self.clock())
-                self._follow_up()
-                raise
-            else:
-                slots.create_done(slot, item, self.clock())
-                del item
-            self._follow_up()
-            await anyio_checkpoint()
-            slot = slots.reserve(self.clock())
+        try:
+            while slot is not None:
+                try:
+                    with anyio.fail_after(self._create_timeout):
+                        item = await self.factory.create()
+                except BaseException as error:
+                    # Cancelled, by the end of the loop or by what `create` itself awaits, is
+                    # failed: to begin anew at once would keep an ending loop alive for ever.
+                    slots.create_failed(slot, error, self.clock())
+                    self._gone(slot)
+                    self._follow_up()
+                    if not isinstance(error, Exception):
+                        raise
+                    self._report("create", error)
+                else:
+                    slot.key = Key(self, slot)
+                    slots.create_done(slot, item, self.clock())
+                    del item
+                    self._follow_up()
+                await anyio_checkpoint()
+                slot = slots.reserve(self.clock())
+        finally:
+            self._creators.pop(reserved, None)
 
     async def _prepare(self, slot: Slot[T]) -> None:
         """Check an item that was idle for long; call `on_acquire`."""
         slots = self.slots
         phase, healthy = "check", True
         try:
-            if self._check is not None and self.clock() >= slot.fresh_until:
+            stale_at = slot.check_at if slots.limits.prepares else slot.fresh_until
+            if self._check is not None and self.clock() >= stale_at:
                 with anyio.fail_after(self._check_timeout):
                     result = self._check(slot.item)
                     if isinstance(result, Awaitable):
@@ -558,14 +618,13 @@ class Pool(Generic[T]):
                     result = self._on_acquire(slot.item)
                     if isinstance(result, Awaitable):
                         await result
-        except Exception as error:
-            self._report(phase, error)
+        except BaseException as error:
             told = error if phase == "on_acquire" else None
             slots.prepare_failed(slot, told, self.clock())
-        except BaseException:
-            slots.prepare_failed(slot, None, self.clock())
-            self._follow_up()
-            raise
+            if not isinstance(error, Exception):
+                self._follow_up()
+                raise
+            self._report(phase, error)
         else:
             if healthy:
                 slots.prepare_done(slot, self.clock())
@@ -615,6 +674,10 @@ class Pool(Generic[T]):
 
     def _destroyed(self, slot: Slot[T]) -> None:
         self.slots.destroy_done(slot, self.clock())
+        self._gone(slot)
+
+    def _gone(self, slot: Slot[T]) -> None:
+        """Tell those who wait for a slot to end, or for all of them."""
         for old, wakeup in self._watchers:
             old.discard(slot)
             if not old:
@@ -647,6 +710,13 @@ class Pool(Generic[T]):
         finally:
             self._emptied.remove(wakeup)
         return not self.slots.all
+
+    def _longest_end(self) -> float | None:
+        """Return how long it takes at most until what is not in use has ended."""
+        reset, check = self._reset_timeout, self._check_timeout
+        if reset is None or check is None or self._destroy_timeout is None:
+            return None
+        return max(reset, 2 * check) + self._destroy_timeout
 
     def _report(self, phase: str, error: BaseException) -> None:
         logger.warning(
@@ -704,7 +774,7 @@ class Pool(Generic[T]):
             return PoolClosedError(f"pool {self.name!r} was closed while this caller waited.")
         if waiter.outcome is Outcome.FAILED:
             assert waiter.error is not None
-            if waiter.error is self.slots.last_create_error:
+            if waiter.phase == "create":
                 return self._create_error(waiter.error)
             return FactoryError(
                 f"pool {self.name!r}: on_acquire failed: "
@@ -725,7 +795,3 @@ class _NeverOpened:
 
 
 _NEVER_OPENED: Any = _NeverOpened()
-
-
-def _sum(*seconds: float | None) -> float | None:
-    return None if None in seconds else sum(s for s in seconds if s is not None)

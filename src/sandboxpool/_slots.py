@@ -10,8 +10,8 @@ Rules, true between any two calls:
     A slot is counted from before its `create` begins until after its `destroy` has ended.
 2.  `size` grows only while it is below `max_size`. (A `resize` may leave it above; it shrinks
     as leases end.)
-3.  If a waiter exists, every idle item has a check of its own to pass first, and each such
-    waiter has one under way. Without `on_acquire` and stale items: a waiter exists, so nothing
+3.  If a waiter exists, every idle item has a check of its own to pass first, and each waiter
+    has such a check under way. Without `on_acquire` and stale items: a waiter exists, so nothing
     is idle. That is why the fast path looks at `idle` only, and why nobody can overtake.
 4.  A free item goes to the oldest live waiter in the very call that frees it.
 5.  A waiter is settled once: granted, or told why not, or gone by its own cancellation. Who
@@ -45,6 +45,7 @@ T = TypeVar("T")
 
 _COMPACT_ABOVE: Final = 64
 _EXPIRED_PER_PASS: Final = 16
+_EXPIRIES_PER_PASS: Final = 64  # looked at, most of them perhaps in use or gone
 
 
 class State(Enum):
@@ -105,10 +106,12 @@ class Slot(Generic[T]):
     """A place in the pool, and the item in it."""
 
     __slots__ = (
+        "check_at",
         "closing_reason",
         "expires_at",
         "fresh_until",
         "item",
+        "key",
         "lease",
         "retire",
         "seq",
@@ -127,10 +130,12 @@ class Slot(Generic[T]):
         self.uses = 0
         self.expires_at = inf
         self.fresh_until = inf
+        self.check_at = inf  # when it needs a check again, for pools with `on_acquire`
         self.retire: str | None = None  # why to retire it as soon as it is free
         self.closing_reason = ""
         self.lease = 0  # the number of the lease that holds it, 0 for none
         self.where: str | None = None
+        self.key: Any = None  # while no lease has it; see `_lease.Key`
 
     def __repr__(self) -> str:
         return f"<Slot {self.state.value}>"
@@ -139,7 +144,7 @@ class Slot(Generic[T]):
 class Waiter(Generic[T]):
     """A caller in the queue."""
 
-    __slots__ = ("deadline", "error", "outcome", "seq", "since", "slot", "wakeup")
+    __slots__ = ("deadline", "error", "outcome", "phase", "seq", "since", "slot", "wakeup")
 
     def __init__(self, wakeup: Wake, since: float, deadline: float, seq: int) -> None:
         self.wakeup = wakeup
@@ -149,6 +154,7 @@ class Waiter(Generic[T]):
         self.outcome: Outcome | None = None
         self.slot: Slot[T] | None = None
         self.error: BaseException | None = None
+        self.phase = ""  # the hook that raised it
 
     def __lt__(self, other: Waiter[Any]) -> bool:
         # For the heap of deadlines; the same deadline expires in order of arrival.
@@ -159,7 +165,8 @@ class Slots(Generic[T]):
     """The state of a pool.
 
     Attributes:
-        jobs: What the pool must start now, in order; it empties the list.
+        jobs: What the pool must start now, in order; it empties the queue.
+        preparing: How many of the `resetting` slots are in a check or in `on_acquire`.
         idle: The idle slots; the right end was used last and is used next (so that the rest
             can age and be retired).
     """
@@ -190,6 +197,7 @@ class Slots(Generic[T]):
         "name",
         "peak_in_use",
         "plain",
+        "preparing",
         "refusals",
         "reset_failures",
         "resets",
@@ -207,12 +215,13 @@ class Slots(Generic[T]):
         self.min_size = min_size
         self.max_size = max_size
         self.limits = limits
-        self.jobs: list[tuple[Job, Slot[T]]] = []
+        self.jobs: deque[tuple[Job, Slot[T]]] = deque()
         self.idle: deque[Slot[T]] = deque()
         self.all: dict[Slot[T], None] = {}
         self.in_use = 0
         self.creating = 0
         self.resetting = 0
+        self.preparing = 0
         self.closing = 0
         self.closed = False
         self.last_create_error: BaseException | None = None
@@ -268,9 +277,13 @@ class Slots(Generic[T]):
         return None
 
     def refuses(self) -> bool:
-        """Tell whether one more waiter would be too many; count it if so."""
+        """Tell whether one more waiter would be too many; count it if so.
+
+        Whoever only waits for the check of an idle item does not count: a pool in which nobody
+        may wait would else refuse everybody, for good, once all of its items are stale.
+        """
         limit = self.limits.max_waiting
-        if limit is not None and self.waiting >= limit:
+        if limit is not None and self.waiting - self.preparing - len(self.idle) >= limit:
             self.refusals += 1
             return True
         return False
@@ -364,10 +377,10 @@ class Slots(Generic[T]):
         if self.waiting > self.creating + self.resetting or len(self.all) < self.min_size:
             if now < self.retry_at:
                 return None
-        elif self._owed > 0:
-            self._owed -= 1
-        else:
+        elif self._owed == 0:
             return None
+        if self._owed:
+            self._owed -= 1  # also when somebody waits: it is one item less to make up for
         slot: Slot[T] = Slot(now, self._seq)
         self.all[slot] = None
         self.creating += 1
@@ -388,7 +401,7 @@ class Slots(Generic[T]):
             if len(self._expiries) > _COMPACT_ABOVE + 2 * len(self.all):
                 self._expiries = [entry for entry in self._expiries if entry[2] in self.all]
                 heapify(self._expiries)
-        self._place(slot, now, created=True)
+        self._place(slot, now)
         self._serve(now)
 
     def create_failed(self, slot: Slot[T], error: BaseException, now: float) -> None:
@@ -405,28 +418,24 @@ class Slots(Generic[T]):
         self.retry_at = now + self._jittered(self._backoff)
         self._backoff = min(self._backoff * 2, self.limits.max_create_backoff)
         self._owed = 0
-        self._fail_waiters(error, slot.seq, everyone=not self.all, now=now)
-        self._serve(now)
-
-    def create_cancelled(self, slot: Slot[T], now: float) -> None:
-        """Give the slot of a create back that was cancelled from outside."""
-        self.creating -= 1
-        self._drop(slot)
+        self._fail_waiters(error, "create", slot.seq, everyone=not self.all, now=now)
         self._serve(now)
 
     def prepare_done(self, slot: Slot[T], now: float) -> None:
         """Lend an item that passed its check and `on_acquire`, or make it idle again."""
         self.resetting -= 1
+        self.preparing -= 1
         self._place(slot, now, prepared=True)
         self._serve(now)
 
     def prepare_failed(self, slot: Slot[T], error: BaseException | None, now: float) -> None:
         """Retire an item that failed its check, or (with an *error*) its `on_acquire`."""
         self.resetting -= 1
+        self.preparing -= 1
         self._retire(slot, "unhealthy")
         if error is not None:
             # Told to the waiter, or a hook that always fails would create items for ever.
-            self._fail_waiters(error, self._seq, everyone=False, now=now)
+            self._fail_waiters(error, "on_acquire", self._seq, everyone=False, now=now)
         self._serve(now)
 
     def destroy_done(self, slot: Slot[T], now: float) -> None:
@@ -451,9 +460,11 @@ class Slots(Generic[T]):
                 self._settle(waiter, Outcome.TIMED_OUT, now)
         self._compact()
         expired = 0
-        while self._expiries and self._expiries[0][0] <= now and expired < _EXPIRED_PER_PASS:
+        for _ in range(_EXPIRIES_PER_PASS):
+            if not self._expiries or self._expiries[0][0] > now or expired == _EXPIRED_PER_PASS:
+                break
             slot = heappop(self._expiries)[2]
-            if slot.state is State.IDLE:
+            if slot.state is State.IDLE:  # the others go when they come back
                 self.idle.remove(slot)
                 self._retire(slot, "max_lifetime")
                 expired += 1
@@ -569,6 +580,7 @@ class Slots(Generic[T]):
         assert counted[State.RESETTING] == self.resetting, (counted, self.resetting)
         assert counted[State.CLOSING] == self.closing, (counted, self.closing)
         assert counted[State.GONE] == 0, counted
+        assert 0 <= self.preparing <= self.resetting, (self.preparing, self.resetting)
         assert self.creating <= self.limits.max_creating
         live = [waiter for waiter in self._queue if waiter.outcome is None]
         assert len(live) == self.waiting, (len(live), self.waiting)
@@ -576,7 +588,7 @@ class Slots(Generic[T]):
         dead = len(self._queue) - len(live)
         assert dead <= max(_COMPACT_ABOVE, len(self._queue) // 2), (dead, len(self._queue))
         if live and self.idle:
-            assert self.waiting <= self.creating + self.resetting, "a waiter beside idle items"
+            assert self.waiting <= self.preparing, "a waiter beside idle items"
         if self.closed:
             assert not live and not self.idle
 
@@ -586,8 +598,9 @@ class Slots(Generic[T]):
         """Start all that those who wait, `min_size` and worn-out items ask for."""
         if self.closed:
             return
-        # Stale idle items first: checking one is cheaper than creating one.
-        while self.idle and self.waiting > self.creating + self.resetting:
+        # Stale idle items first: checking one is cheaper than creating one. Also when a create
+        # is under way for this waiter: it may have been for a long time, and hang.
+        while self.idle and self.waiting > self.preparing:
             slot = self.idle.pop()
             if now >= slot.expires_at:
                 self._retire(slot, "max_lifetime")
@@ -599,11 +612,10 @@ class Slots(Generic[T]):
     def _prepare(self, slot: Slot[T]) -> None:
         slot.state = State.RESETTING
         self.resetting += 1
+        self.preparing += 1
         self.jobs.append((Job.PREPARE, slot))
 
-    def _place(
-        self, slot: Slot[T], now: float, *, created: bool = False, prepared: bool = False
-    ) -> None:
+    def _place(self, slot: Slot[T], now: float, *, prepared: bool = False) -> None:
         """Put a usable item, which is counted nowhere, where it belongs now."""
         if self.closed:
             self._retire(slot, "closed")
@@ -615,8 +627,15 @@ class Slots(Generic[T]):
         if self._oversize():
             self._retire(slot, "resized")
             return
+        if now >= slot.expires_at:
+            # Its time came in a reset or a check; `sweep()` has passed it over and will not
+            # look at it again.
+            self._retire(slot, "max_lifetime")
+            self._serve(now)
+            return
         if self.waiting:
             if self.limits.prepares and not prepared:
+                slot.check_at = inf  # it comes from a create or from a use, not from idleness
                 self._prepare(slot)
                 return
             waiter = self._next_waiter()
@@ -635,6 +654,7 @@ class Slots(Generic[T]):
         limits = self.limits
         if limits.prepares:
             slot.fresh_until = -inf
+            slot.check_at = inf if limits.check_after is None else now + limits.check_after
         elif limits.check_after is not None:
             slot.fresh_until = min(now + limits.check_after, slot.expires_at)
         else:
@@ -666,13 +686,13 @@ class Slots(Generic[T]):
         return entries - self.waiting > _COMPACT_ABOVE and entries > 2 * self.waiting
 
     def _fail_waiters(
-        self, error: BaseException, newest: int, *, everyone: bool, now: float
+        self, error: BaseException, phase: str, newest: int, *, everyone: bool, now: float
     ) -> None:
         for waiter in tuple(self._queue) if everyone else self._queue:
             if waiter.seq > newest:
                 break
             if waiter.outcome is None:
-                waiter.error = error
+                waiter.error, waiter.phase = error, phase
                 self._settle(waiter, Outcome.FAILED, now)
                 if not everyone:
                     break
@@ -693,9 +713,12 @@ class Slots(Generic[T]):
     def _drop(self, slot: Slot[T]) -> None:
         slot.state = State.GONE
         slot.lease = 0
+        slot.key = None  # it refers to the slot
         del self.all[slot]
         if hasattr(slot, "item"):
             del slot.item  # whoever still holds the slot shall not keep the item alive
+        if not self.plain:
+            self._note_plain()
 
     def _jittered(self, seconds: float) -> float:
         return seconds * (1 - self.limits.jitter * random.random())

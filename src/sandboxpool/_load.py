@@ -1,0 +1,180 @@
+"""What was given to `wrap()`: find the app, or say what to write instead."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from ._exceptions import AppImportError, AppTypeError
+
+
+def load(app: object, *, factory: bool) -> tuple[Any, str]:
+    """Resolve import strings and check that *app* is what `factory` says it is.
+
+    Returns:
+        The app, or the factory of one, and a name for it.
+
+    Raises:
+        AppImportError: An import string names nothing.
+        AppTypeError: It is not an ASGI app, or not a factory of one.
+    """
+    name = _name(app)
+    if isinstance(app, str):
+        app = import_string(app)
+    if factory:
+        _check_factory(app, name)
+    else:
+        check_app(app, name)
+    return app, name
+
+
+def import_string(text: str) -> Any:
+    """Return what `"module:attribute"` names; the attribute may be dotted.
+
+    Raises:
+        AppImportError: The string, the module or the attribute is wrong. An error inside of the
+            module is raised as it is.
+    """
+    module_name, colon, attributes = text.partition(":")
+    if not colon or not module_name or not attributes:
+        raise AppImportError(
+            f'import string {text!r} must be in the form "<module>:<attribute>", '
+            'like "shop.main:app".'
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # Of the module itself or a parent, not of something that the module imports.
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise AppImportError(
+            f"import string {text!r}: there is no module {error.name!r}. "
+            f"Is its folder on the import path? ({_import_path()})"
+        ) from None
+    value: Any = module
+    for attribute in attributes.split("."):
+        try:
+            value = getattr(value, attribute)
+        except AttributeError:
+            candidates = [
+                name
+                for name, member in vars(module).items()
+                if not name.startswith("_")
+                and callable(member)
+                and not inspect.isclass(member)
+                and (not inspect.isfunction(member) or member.__module__ == module_name)
+            ]
+            has = f" It has: {', '.join(sorted(candidates)[:8])}." if candidates else ""
+            raise AppImportError(
+                f"import string {text!r}: module {module_name!r} has no attribute "
+                f"{attributes!r}.{has}"
+            ) from None
+    return value
+
+
+def _import_path() -> str:
+    return f"{len(sys.path)} folders, the first is {sys.path[0] or 'the current one'!r}"
+
+
+def check_app(app: object, name: str) -> None:
+    """Refuse what is not an ASGI 3 app, and say what to write instead."""
+    if inspect.iscoroutine(app):
+        app.close()
+        raise AppTypeError(
+            f"wrap() takes an ASGI app, got {name}, a coroutine: an async function was called. "
+            "Pass the function itself if it is the app; if it makes the app, pass it with "
+            "factory=True."
+        )
+    if not callable(app):
+        raise AppTypeError(
+            f"wrap() takes an ASGI app, got {name} of type {type(app).__name__}, "
+            "which cannot be called. Pass a Starlette or FastAPI instance, an "
+            '`async def app(scope, receive, send)`, or an import string like "shop.main:app".'
+        )
+    if inspect.isclass(app):
+        raise AppTypeError(
+            f"wrap() takes an ASGI app, got the class {app.__name__}: pass an instance, "
+            f"or factory=True to have one {app.__name__}() made for each sandbox."
+        )
+    wanted = _positional(app)
+    if wanted is None or 3 in wanted:
+        return
+    if wanted.start == 0:
+        raise AppTypeError(
+            f"wrap() takes an ASGI app, got {name}, which is called without arguments and looks "
+            "like a factory: write wrap(..., factory=True), or pass the app that it returns."
+        )
+    if 2 in wanted:
+        raise AppTypeError(
+            f"wrap() takes an ASGI app, got {name}, which takes two arguments and looks like a "
+            "WSGI app: put an adapter in front, as in wrap(a2wsgi.WSGIMiddleware(app))."
+        )
+    raise AppTypeError(
+        f"wrap() takes an ASGI 3 app, called as app(scope, receive, send); {name} does not take "
+        "three positional arguments. (An ASGI 2 app, called as app(scope), needs "
+        "asgiref.compatibility.guarantee_single_callable in front.)"
+    )
+
+
+def _check_factory(make: object, name: str) -> None:
+    if inspect.iscoroutine(make):
+        make.close()
+        raise AppTypeError(
+            f"wrap(..., factory=True) takes a function that makes an app, got {name}, a "
+            "coroutine: pass the function itself, without calling it."
+        )
+    if not callable(make):
+        raise AppTypeError(
+            f"wrap(..., factory=True) takes a function that makes an app, got {name} of type "
+            f"{type(make).__name__}, which cannot be called."
+        )
+    wanted = _positional(make)
+    if wanted is not None and wanted.start > 0:
+        remedy = (
+            "It looks like an app: leave out factory=True."
+            if 3 in wanted
+            else "Bind its arguments with functools.partial or a lambda."
+        )
+        raise AppTypeError(
+            f"wrap(..., factory=True) takes a function without arguments, but {name} needs "
+            f"{wanted.start}. {remedy}"
+        )
+    if wanted is not None and not inspect.isclass(make) and _is_app_object(make):
+        raise AppTypeError(
+            f"wrap(..., factory=True) takes a function that makes an app, but {name} is an app: "
+            "leave out factory=True."
+        )
+
+
+def _is_app_object(value: object) -> bool:
+    return hasattr(value, "middleware_stack") and hasattr(value, "router")
+
+
+def _positional(function: Callable[..., Any]) -> range | None:
+    """Return how many positional arguments *function* can be called with, if that is known."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    least = most = 0
+    for parameter in parameters:
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            most += 1
+            least += parameter.default is parameter.empty
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            most = max(most, 255)
+        elif parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
+            return range(256, 257)
+    return range(least, most + 1)
+
+
+def _name(app: object) -> str:
+    if isinstance(app, str):
+        return app
+    named = app if hasattr(app, "__qualname__") else type(app)
+    module = getattr(named, "__module__", "") or ""
+    qualified = f"{module}.{getattr(named, '__qualname__', repr(named))}".lstrip(".")
+    return qualified

@@ -1,0 +1,144 @@
+"""Name the request that blocks the loop, for how long, and where.
+
+A blocked loop cannot report anything, so this is a thread. The loop beats a few times per
+threshold; when a beat stays out, the thread looks at what the loop's thread is doing. On the
+path of a request that costs one attribute store per step.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from time import monotonic
+from types import FrameType
+from typing import Any
+
+import attrs
+
+from ._context import RequestLease
+from ._loop import Loop
+from ._stacks import stack_of_thread
+
+logger = logging.getLogger("sandboxpool.monitor")
+
+_BEATS = 4  # per threshold
+
+
+@attrs.frozen
+class Stall:
+    """A time in which the loop was blocked.
+
+    Attributes:
+        seconds: For how long.
+        path: The path of the request that blocked it, `None` if it was no request.
+        lease_id: The id of its lease.
+        stack: Where its thread was when the stall was noticed, outermost first.
+    """
+
+    seconds: float
+    path: str | None
+    lease_id: int | None
+    stack: str
+
+
+class LoopMonitor:
+    """Watch one loop from a thread.
+
+    Args:
+        loop: The loop; this must be made in it.
+        stall_after: Seconds without a beat that count as a stall.
+        running: Has an attribute `lease`, the request whose code runs right now.
+
+    Attributes:
+        stalls: How many there were.
+        last: The last one that is over.
+    """
+
+    def __init__(self, loop: Loop, stall_after: float, running: Any) -> None:
+        self.stalls = 0
+        self.last: Stall | None = None
+        self._loop = loop
+        self._stall_after = stall_after
+        self._pause = stall_after / _BEATS
+        self._running = running
+        self._loop_thread = threading.get_ident()
+        self._stopped = threading.Event()
+        self._beat_at = monotonic()
+        self._timer = loop.timer(self._beat)
+        self._timer.arm(self._pause)
+        self._thread = threading.Thread(
+            target=self._watch, name="sandboxpool loop monitor", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop watching; the thread ends by itself."""
+        self._stopped.set()
+        self._timer.close()
+
+    def _beat(self) -> None:
+        self._beat_at = monotonic()
+        if not self._stopped.is_set():
+            self._timer.arm(self._pause)
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(self._pause):
+            if self._loop.closed():
+                return
+            beat_at = self._beat_at
+            if monotonic() - beat_at > self._stall_after:
+                self._stalled(beat_at)
+
+    def _stalled(self, beat_at: float) -> None:
+        lease = self._running.lease
+        stack, frames = stack_of_thread(self._loop_thread)
+        if lease is None:
+            # Not a step of a request itself; perhaps of a task that one has started.
+            lease = _lease_in(frames)
+        if self._beat_at != beat_at or not frames or _is_waiting(frames[-1]):
+            # It was late, not blocked: a busy machine, or a loop that is not being run.
+            return
+        self.stalls += 1
+        logger.warning(
+            "the event loop has been blocked for %.3g s by %s; it is at:\n%s",
+            monotonic() - beat_at,
+            "code outside of any request" if lease is None else describe(lease),
+            stack,
+        )
+        while self._beat_at == beat_at and not self._loop.closed():
+            if self._stopped.wait(self._pause):
+                return
+        seconds = self._beat_at - beat_at
+        self.last = Stall(seconds, lease and lease.path, lease and lease.id, stack)
+        if self._beat_at != beat_at:
+            logger.warning(
+                "the event loop is free again; %s blocked it for %.3g s",
+                "code outside of any request" if lease is None else describe(lease),
+                seconds,
+            )
+
+
+def describe(lease: RequestLease) -> str:
+    """Name a request in a log."""
+    method = lease.scope.get("method", lease.scope["type"])
+    return f"request {method} {lease.path} (lease {lease.id})"
+
+
+def _is_waiting(frame: FrameType) -> bool:
+    """Tell whether the innermost frame is the loop's own wait for I/O."""
+    return frame.f_code.co_name in ("select", "_run_once", "get_events", "get_next_task") and (
+        "selectors" in frame.f_code.co_filename
+        or "asyncio" in frame.f_code.co_filename
+        or "trio" in frame.f_code.co_filename
+    )
+
+
+def _lease_in(frames: list[FrameType]) -> RequestLease | None:
+    """Find the lease that a running stack belongs to, by the ASGI scope it carries."""
+    for frame in reversed(frames):
+        scope = frame.f_locals.get("scope")
+        if isinstance(scope, dict):
+            lease = scope.get("sandboxpool.lease")
+            if isinstance(lease, RequestLease) and not lease.ended:
+                return lease
+    return None

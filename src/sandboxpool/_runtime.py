@@ -1,0 +1,269 @@
+"""What a wrapped app has in one event loop: the pool, the watchdog, the monitor, the requests.
+
+A server has one loop, but tests often have one for each request, and an app may be mounted in
+several. So whatever belongs to a loop is here, and `SandboxedApp` holds the one of the loop that
+it was last called in.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from itertools import islice
+from math import ceil
+from threading import get_ident
+from typing import Any
+
+import anyio
+
+from ._app_options import AppOptions
+from ._context import RequestLease
+from ._exceptions import PoolClosedError
+from ._loop import Home, Loop, Wakeup, running_loop
+from ._monitor import LoopMonitor
+from ._pool import Pool
+from ._stats import OLDEST_SHOWN, AppStatistics, RequestInFlight
+from ._watchdog import DeadlineWatchdog, NoWatchdog
+from .abc import Sandbox, SandboxFactory, Watchdog
+from .run.loop import Running
+
+logger = logging.getLogger("sandboxpool")
+
+# How long requests that were told to stop at the end of `drain_timeout` get to do so.
+_LAST_GRACE = 1.0
+
+
+class Counters:
+    """What a wrapped app has counted, in all of its loops."""
+
+    __slots__ = ("cut_off", "hung_up", "peak", "refused", "requests", "stalls")
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.peak = 0
+        self.refused = 0
+        self.cut_off = 0
+        self.hung_up = 0
+        self.stalls = 0
+
+
+class Runtime:
+    """A wrapped app in one event loop.
+
+    Attributes:
+        home: Tells in which thread the loop runs; for the check on each request.
+        ready: Whether requests are served; before, and after, they are not.
+        in_flight: The requests that hold a sandbox, by lease id, the oldest first.
+    """
+
+    def __init__(
+        self, owner: Any, factory: SandboxFactory, options: AppOptions, counters: Counters
+    ) -> None:
+        self.loop: Loop = running_loop()
+        self.home: Home = self.loop.home
+        self.factory = factory
+        self.options = options
+        self.counters = counters
+        self.ready = False
+        self.closing = False
+        self.in_flight: dict[int, RequestLease] = {}
+        self.running = Running()
+        self.pool: Pool[Sandbox] = Pool(factory, **options.pool)
+        self.slots = self.pool.slots
+        self.watchdog: Watchdog = NoWatchdog()
+        self.monitor: LoopMonitor | None = None
+        self._owner = owner
+        self._opening: list[Wakeup] | None = None
+        self._open_error: BaseException | None = None
+        self._started = False
+        self._last_ended: Wakeup | None = None
+
+    @property
+    def state(self) -> str:
+        """`"closed"`, `"open"` or `"draining"`."""
+        if self.closing:
+            return "closed" if self.slots.size == 0 else "draining"
+        return "open" if self.ready else "closed"
+
+    def is_here(self) -> bool:
+        """Tell whether this is the loop that runs here."""
+        return self.home._thread_id == get_ident()
+
+    # --- life ---------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Start the app's template and open the pool; once, whoever asks at the same time.
+
+        Raises:
+            LifespanStartupError: The app did not start.
+            FactoryError: A sandbox could not be made.
+        """
+        if self.ready:
+            return
+        if self.closing:
+            raise PoolClosedError(f"{self.options.name} is shutting down.")
+        if self._opening is None:
+            # In a task of its own: the request that happens to be the first may be cancelled.
+            self._opening = []
+            self._open_error = None
+            self.loop.spawn(self._open, f"open {self.options.name}")
+        wakeup = self.loop.wakeup()
+        self._opening.append(wakeup)
+        await wakeup
+        if self._open_error is not None:
+            raise self._open_error
+
+    async def _open(self) -> None:
+        try:
+            await self.factory.start()
+            self._started = True
+            await self.pool.open()
+        except BaseException as error:
+            self._open_error = error
+            try:
+                if self._started:
+                    with anyio.CancelScope(shield=True):
+                        await self._stop_factory()
+            except Exception as stopping:
+                logger.warning("%s: %s", self.options.name, stopping)
+            if not isinstance(error, Exception):
+                raise
+            # A pool is opened once; whoever tries again (the next request) gets a new one.
+            self.pool = Pool(self.factory, **self.options.pool)
+            self.slots = self.pool.slots
+        else:
+            self._begin_watching()
+            self.ready = not self.closing
+        finally:
+            waiting, self._opening = self._opening or [], None
+            for wakeup in waiting:
+                wakeup.wake()
+
+    def _begin_watching(self) -> None:
+        options = self.options
+        if options.watchdog is not None:
+            self.watchdog = options.watchdog
+        else:
+            self.watchdog = DeadlineWatchdog(
+                self.loop, options.execution_timeout, options.slow_after, self.cut_off
+            )
+        if options.stall_after is not None:
+            self.monitor = LoopMonitor(self.loop, options.stall_after, self.running)
+
+    async def aclose(self, timeout: float | None) -> None:
+        """Let requests in flight finish, then end everything.
+
+        Cancelled meanwhile, it waits no longer for requests, and ends the rest all the same.
+
+        Args:
+            timeout: Seconds for the requests, `None` for no limit; then they are cancelled.
+
+        Raises:
+            LifespanShutdownError: The app did not stop in order; everything else was closed.
+        """
+        self.closing = True
+        self.ready = False
+        self.pool.begin_close()  # those who wait for a sandbox are told now
+        try:
+            with anyio.move_on_after(timeout):
+                await self._drained()
+            if self.in_flight:
+                logger.warning(
+                    "%s: %d requests were still running %s s after shutdown began; "
+                    "they are cancelled",
+                    self.options.name,
+                    len(self.in_flight),
+                    timeout,
+                )
+                for lease in tuple(self.in_flight.values()):
+                    self.cut_off(lease, 503)
+                with anyio.move_on_after(_LAST_GRACE):
+                    await self._drained()
+        finally:
+            self.watchdog.stop()
+            if self.monitor is not None:
+                self.monitor.stop()
+                self.counters.stalls += self.monitor.stalls
+                self.monitor = None
+            # Also when cancelled: what was started gets its chance to stop.
+            with anyio.CancelScope(shield=True):
+                await self.pool.aclose(0)
+                await self._stop_factory()
+
+    async def _drained(self) -> None:
+        while self.in_flight:
+            self._last_ended = self.loop.wakeup()
+            await self._last_ended
+
+    def ended(self, lease: RequestLease) -> None:
+        """Note the end of a request."""
+        del self.in_flight[lease.id]
+        if self._last_ended is not None and not self.in_flight:
+            self._last_ended.wake()
+            self._last_ended = None
+
+    async def _stop_factory(self) -> None:
+        if not self._started:
+            return
+        self._started = False
+        with anyio.fail_after(self.options.stop_timeout):
+            await self.factory.stop()
+
+    def cut_off(self, lease: RequestLease, status: int = 504) -> None:
+        """Cancel the call of a lease; it is answered with *status*, its sandbox retired."""
+        if lease.ended or lease.call is None:
+            return
+        if not lease.cut_off:
+            self.counters.cut_off += 1
+            lease.cut_off = status
+        lease.call.cancel()
+
+    # --- looking ------------------------------------------------------------------------------
+
+    def retry_after(self) -> int:
+        """Return in how many seconds a sandbox should be free, from 1 to 60.
+
+        The mean time that a request takes, times how many are ahead in the queue for each
+        sandbox: Little's law, with the figures of this process.
+        """
+        slots = self.slots
+        served = slots.leases - slots.in_use
+        mean = slots.hold_time / served if served else 1.0
+        return min(60, max(1, ceil(mean * (slots.waiting + 1) / max(1, slots.max_size))))
+
+    def statistics(self) -> AppStatistics:
+        """Return the figures of this moment."""
+        return statistics_of(self.options, self.counters, self.pool, self)
+
+
+def statistics_of(
+    options: AppOptions, counters: Counters, pool: Pool[Sandbox], runtime: Runtime | None = None
+) -> AppStatistics:
+    """Return the figures of an app that runs, or does not run yet."""
+    in_flight = {} if runtime is None else runtime.in_flight
+    monitor = None if runtime is None else runtime.monitor
+    oldest = tuple(
+        RequestInFlight(
+            lease_id=lease.id,
+            type=lease.scope["type"],
+            method=lease.scope.get("method"),
+            path=lease.path,
+            age=lease.age,
+        )
+        for lease in islice(in_flight.values(), OLDEST_SHOWN)
+    )
+    return AppStatistics(
+        name=options.name,
+        pid=os.getpid(),
+        isolation=options.isolation,
+        state="closed" if runtime is None else runtime.state,
+        concurrency=len(in_flight),
+        peak_concurrency=counters.peak,
+        requests=counters.requests,
+        refused=counters.refused,
+        cut_off=counters.cut_off,
+        hung_up=counters.hung_up,
+        stalls=counters.stalls + (monitor.stalls if monitor else 0),
+        pool=pool.statistics(),
+        oldest=oldest,
+    )

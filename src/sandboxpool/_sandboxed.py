@@ -1,0 +1,372 @@
+"""The wrapped app: an ASGI app that gives each request a sandbox of its own."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable
+from contextvars import copy_context
+from threading import get_ident
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from ._answers import INTERNAL_ERROR, answer
+from ._app_options import AppOptions
+from ._context import RequestLease, current, run_deferred
+from ._exceptions import (
+    ExecutionTimeoutError,
+    FactoryError,
+    PoolClosedError,
+    PoolFullError,
+    PoolTimeoutError,
+)
+from ._pool import Pool
+from ._read_ahead import ReadAhead
+from ._runtime import Counters, Runtime, statistics_of
+from ._slots import Slot
+from ._stats import AppStatistics, StatsPage
+from ._types import ASGIApp, Receive, Scope, Send
+from .abc import Sandbox, SandboxFactory
+from .run.loop import AppCall, In, call_plainly, noting, outside
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+logger = logging.getLogger("sandboxpool")
+
+
+class SandboxedApp:
+    """An ASGI app that runs each request in a sandbox of its own; made by `wrap()`.
+
+    The server opens and closes it through the lifespan protocol. Without that it opens itself
+    with the first request. Tests may write `async with sandboxed:` instead.
+
+    Attributes:
+        app: What was wrapped: the template of the clones, or the factory.
+        options: The options it was made with.
+    """
+
+    def __init__(self, app: Any, factory: SandboxFactory, options: AppOptions) -> None:
+        self.app = app
+        self.options = options
+        self._factory = factory
+        self._counters = Counters()
+        self._runtime: Runtime | None = None
+        self._stats_page = StatsPage(self)
+
+    def __repr__(self) -> str:
+        runtime = self._runtime
+        state = "closed" if runtime is None else runtime.state
+        return f"<SandboxedApp {self.options.name} isolation={self.options.isolation} {state}>"
+
+    # --- life ---------------------------------------------------------------------------------
+
+    @property
+    def pool(self) -> Pool[Sandbox] | None:
+        """The pool of the loop that the app was last called in; `None` before that."""
+        return None if self._runtime is None else self._runtime.pool
+
+    async def open(self) -> None:
+        """Start the app and fill the pool; nothing to do if that is done.
+
+        Raises:
+            LifespanStartupError: The app did not start.
+            FactoryError: A sandbox could not be made; a sandbox whose own lifespan failed has
+                the `LifespanStartupError` as its cause.
+        """
+        await self._enter().open()
+
+    async def aclose(self, timeout: float | None = None) -> None:
+        """Let requests in flight finish, refuse new ones, end everything.
+
+        Args:
+            timeout: Seconds for the requests in flight; by default `drain_timeout`.
+
+        Raises:
+            LifespanShutdownError: The app did not stop in order; everything else is closed.
+        """
+        runtime = self._runtime
+        if runtime is None or not runtime.is_here() or runtime.closing:
+            return
+        await runtime.aclose(self.options.drain_timeout if timeout is None else timeout)
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def _enter(self) -> Runtime:
+        """Return the runtime of the loop that runs here, a new one if need be."""
+        runtime = self._runtime
+        if runtime is None or not runtime.is_here() or (runtime.closing and runtime.slots.closed):
+            runtime = self._runtime = Runtime(self, self._factory, self.options, self._counters)
+        return runtime
+
+    async def _serve_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self.open()
+        except Exception as error:
+            logger.error("%s did not start: %s", self.options.name, error)
+            told = "".join(traceback.format_exception(error))
+            await send({"type": "lifespan.startup.failed", "message": told})
+            return
+        runtime = self._runtime
+        assert runtime is not None
+        if "state" in scope:
+            # For middleware outside of here; each request gets a copy of its own anyway.
+            scope["state"].update(getattr(self._factory, "lifespan_state", {}))
+        await send({"type": "lifespan.startup.complete"})
+        try:
+            await receive()
+        except BaseException:
+            # The server is going down hard: there is no time to wait for requests.
+            with anyio.CancelScope(shield=True):
+                await runtime.aclose(0)
+            raise
+        try:
+            await runtime.aclose(self.options.drain_timeout)
+        except Exception as error:
+            logger.error("%s did not stop in order: %s", self.options.name, error)
+            told = "".join(traceback.format_exception(error))
+            await send({"type": "lifespan.shutdown.failed", "message": told})
+        else:
+            await send({"type": "lifespan.shutdown.complete"})
+
+    # --- requests -----------------------------------------------------------------------------
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
+        """Serve one connection, as ASGI has it."""
+        kind = scope["type"]
+        if kind == "lifespan":
+            await self._serve_lifespan(scope, receive, send)
+            return None
+        if kind != "http" and kind != "websocket":
+            raise ValueError(f"{self!r} serves http, websocket and lifespan, not {kind!r}.")
+        if self.options.stats is not None and scope.get("path") == self.options.stats:
+            return await self._stats_page(scope, receive, send)
+
+        runtime = self._runtime
+        if runtime is None or runtime.home._thread_id != get_ident() or not runtime.ready:
+            runtime = await self._ready(scope, receive, send)
+            if runtime is None:
+                return None
+        slot = runtime.slots.take(monotonic())
+        if slot is not None:
+            return await self._serve(runtime, slot, scope, receive, send)
+
+        ahead = ReadAhead(runtime.loop, receive)
+        try:
+            slot = await self._admit(runtime, ahead, scope, send)
+            if slot is None:
+                return None
+            return await self._serve(runtime, slot, scope, ahead.receive, send)
+        finally:
+            ahead.close()
+
+    async def _ready(self, scope: Scope, receive: Receive, send: Send) -> Runtime | None:
+        """Open the app, or answer that it is not to be had."""
+        runtime = self._runtime
+        if runtime is not None and runtime.is_here() and runtime.closing:
+            await self._refuse(runtime, "the app is shutting down", scope, receive, send)
+            return None
+        runtime = self._enter()
+        try:
+            await runtime.open()
+        except Exception as error:
+            logger.error("%s did not start: %s", self.options.name, error, exc_info=error)
+            await self._refuse(runtime, "the app did not start", scope, receive, send)
+            return None
+        return runtime
+
+    async def _admit(
+        self, runtime: Runtime, ahead: ReadAhead, scope: Scope, send: Send
+    ) -> Slot[Sandbox] | None:
+        """Wait for a sandbox; answer 503 if there is none to be had."""
+        try:
+            slot = await runtime.pool.wait(on_queued=ahead.start)
+        except PoolTimeoutError as error:
+            limit = f"no sandbox became free within {self.options.pool['acquire_timeout']} s"
+            cause: Exception = error
+        except PoolFullError as error:
+            limit = f"{self.options.pool['max_waiting']} requests are waiting for one already"
+            cause = error
+        except PoolClosedError as error:
+            limit, cause = "the app is shutting down", error
+        except FactoryError as error:
+            limit, cause = "a sandbox could not be made", error
+        else:
+            ahead.stop()
+            if slot is None:
+                runtime.counters.hung_up += 1
+            return slot
+        ahead.stop()
+        logger.warning("%s %s: %s", scope.get("method", "WEBSOCKET"), scope.get("path"), cause)
+        await self._refuse(
+            runtime, limit, scope, ahead.receive, send, connect_seen=ahead.connect_seen
+        )
+        return None
+
+    async def _refuse(
+        self,
+        runtime: Runtime,
+        limit: str,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        connect_seen: bool = False,
+    ) -> None:
+        runtime.counters.refused += 1
+        await answer(
+            scope,
+            receive,
+            send,
+            503,
+            f"Service unavailable: {limit}.",
+            retry_after=runtime.retry_after(),
+            connect_seen=connect_seen,
+        )
+
+    async def _serve(
+        self, runtime: Runtime, slot: Slot[Sandbox], scope: Scope, receive: Receive, send: Send
+    ) -> Any:
+        """Run the app in a leased sandbox, and end the lease, whatever happens."""
+        sandbox = slot.item
+        lease = RequestLease(runtime.factory, sandbox, scope, current.get())
+        lease.serving = self
+        interruption = runtime.loop.interruption()
+        call = lease.call = AppCall(runtime.running, lease, interruption)
+        counters = runtime.counters
+        in_flight = runtime.in_flight
+        in_flight[lease.id] = lease
+        counters.requests += 1
+        if len(in_flight) > counters.peak:
+            counters.peak = len(in_flight)
+        runtime.watchdog.started(lease)
+        result: Any = None
+        whole = False  # whether the app came to an end of its own
+        app_context = None
+        token = None
+        run: Callable[..., Any]
+        try:
+            scope["sandboxpool.lease"] = lease
+            request_state = getattr(sandbox, "request_state", None)
+            if request_state is not None:
+                state = request_state(scope.get("state"))
+                if state is not None:
+                    scope["state"] = state
+            if self.options.isolate_context:
+                app_context = copy_context()
+                run = app_context.run
+                run(current.set, lease)
+                app_receive, app_send = outside(copy_context(), call, receive, send)
+            else:
+                token = current.set(lease)
+                run, app_receive, app_send = call_plainly, receive, noting(call, send)
+            with interruption:
+                try:
+                    result = await call.begin(run, run(sandbox, scope, app_receive, app_send))
+                    whole = True
+                except Exception:
+                    whole = True
+                    raise
+        finally:
+            runtime.watchdog.ended(lease)
+            if (lease.cut_off or not whole) and slot.retire is None:
+                # Something of the call may still be there: a thread, a task it has started.
+                slot.retire = "expired" if lease.cut_off else "cancelled"
+            if lease._deferred:
+                await self._run_deferred(lease, app_context)
+            lease.seal()
+            if token is not None:
+                _reset(token)
+            runtime.ended(lease)
+            if slot.lease:
+                runtime.pool.give_back(slot)
+        if interruption.caught:
+            await self._answer_cut_off(lease, call, scope, receive, send)
+            return None
+        return result
+
+    async def _run_deferred(self, lease: RequestLease, context: Any) -> None:
+        def report(error: BaseException) -> None:
+            logger.error(
+                "%s: a deferred callback of %r failed", self.options.name, lease, exc_info=error
+            )
+
+        work = run_deferred(lease.take_deferred(), report)
+        with (
+            anyio.CancelScope(shield=True),
+            anyio.move_on_after(self.options.defer_timeout) as limit,
+        ):
+            await (work if context is None else In(context, work))
+        if limit.cancelled_caught:
+            logger.error(
+                "%s: the deferred callbacks of %r did not end within %s s",
+                self.options.name,
+                lease,
+                self.options.defer_timeout,
+            )
+
+    async def _answer_cut_off(
+        self, lease: RequestLease, call: AppCall, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Answer a request that was told to stop, or cut its connection."""
+        if lease.cut_off == 503:
+            text, retry_after = "Service unavailable: the app is shutting down.", 1
+        else:
+            text = "Gateway timeout: the request took longer than its execution timeout."
+            retry_after = None
+        if call.answered is None:
+            await answer(
+                scope,
+                receive,
+                send,
+                lease.cut_off,
+                text,
+                retry_after=retry_after,
+                close_code=INTERNAL_ERROR,
+                connect_seen=True,
+            )
+        elif call.answered == "websocket.accept":
+            await send({"type": "websocket.close", "code": INTERNAL_ERROR, "reason": text[:120]})
+        else:
+            raise ExecutionTimeoutError(
+                f"request {scope.get('method')} {lease.path} (lease {lease.id}) was cut off "
+                "after its response had begun."
+            )
+
+    # --- looking ------------------------------------------------------------------------------
+
+    def statistics(self) -> AppStatistics:
+        """Return the figures of this moment, those of the loop that it was last called in."""
+        runtime = self._runtime
+        if runtime is None:
+            pool = Pool(self._factory, **self.options.pool)
+            return statistics_of(self.options, self._counters, pool)
+        return runtime.statistics()
+
+    @property
+    def stats(self) -> ASGIApp:
+        """An ASGI app that shows `statistics()` as JSON; mount it where you like."""
+        return self._stats_page
+
+
+def _reset(token: Any) -> None:
+    try:
+        current.reset(token)
+    except ValueError:
+        # Called from an async generator that is closed in another context: nothing to undo.
+        pass

@@ -1,0 +1,57 @@
+"""Where a request is: the stack of a suspended call, and of one that blocks the loop."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import traceback
+from types import FrameType
+from typing import Any
+
+from ._context import RequestLease
+
+_FRAMES = 12  # the innermost ones; those of servers and frameworks say little
+
+
+def stack_of(lease: RequestLease) -> str:
+    """Return the stack of a call that is suspended right now, outermost first.
+
+    It follows what each coroutine awaits. The children of a task group are other tasks, which
+    can be told from here only by the frame that waits for them.
+    """
+    steps: Any = None if lease.call is None else lease.call.steps
+    frames: list[tuple[FrameType, int]] = []
+    while steps is not None and len(frames) < 200:
+        frame, steps = _frame_and_next(steps)
+        if frame is not None:
+            frames.append((frame, frame.f_lineno))
+    return _format(frames)
+
+
+def stack_of_thread(thread_id: int) -> tuple[str, list[FrameType]]:
+    """Return the stack of a running thread, and its frames, outermost first."""
+    frame = sys._current_frames().get(thread_id)
+    frames: list[FrameType] = []
+    while frame is not None:
+        frames.append(frame)
+        frame = frame.f_back
+    frames.reverse()
+    return _format([(frame, frame.f_lineno) for frame in frames]), frames
+
+
+def _frame_and_next(steps: Any) -> tuple[FrameType | None, Any]:
+    if inspect.iscoroutine(steps):
+        return steps.cr_frame, steps.cr_await
+    if inspect.isgenerator(steps):
+        return steps.gi_frame, steps.gi_yieldfrom
+    if inspect.isasyncgen(steps):
+        return steps.ag_frame, steps.ag_await
+    # What drives an `async for` or `async with` of an async generator hides it.
+    return None, None
+
+
+def _format(frames: list[tuple[FrameType, int]]) -> str:
+    if not frames:
+        return "  (no Python frame to show)"
+    shown = traceback.StackSummary.extract(iter(frames[-_FRAMES:]), lookup_lines=True)
+    return "".join(shown.format()).rstrip("\n")

@@ -1,0 +1,288 @@
+"""`wrap()`: an app in, an ASGI app out that gives each request a sandbox of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, Literal, overload
+
+from typing_extensions import Unpack
+
+from ._app_options import AppOptions, WrapOptions, check_app_options
+from ._exceptions import AppTypeError, OptionError
+from ._load import check_app, load
+from ._pool import Pool
+from ._sandboxed import SandboxedApp
+from ._types import ASGIApp
+from .abc import SandboxFactory, Watchdog
+
+# How many sandboxes, unless told otherwise: a clone costs kilobytes, an app of its own may cost
+# seconds to start and hold connections.
+_SIZES = {"clone": (16, 1000), "factory": (1, 40), "custom": (1, 40)}
+
+
+@overload
+def wrap(
+    app: str,
+    /,
+    *,
+    factory: bool = ...,
+    isolation: Literal["auto", "clone", "factory"] | SandboxFactory = ...,
+    **options: Unpack[WrapOptions],
+) -> SandboxedApp: ...
+
+
+@overload
+def wrap(
+    app: Callable[[], ASGIApp | Awaitable[ASGIApp]],
+    /,
+    *,
+    factory: Literal[True],
+    isolation: Literal["auto", "clone", "factory"] = ...,
+    **options: Unpack[WrapOptions],
+) -> SandboxedApp: ...
+
+
+@overload
+def wrap(
+    app: ASGIApp,
+    /,
+    *,
+    factory: Literal[False] = ...,
+    isolation: Literal["auto", "clone"] | SandboxFactory = ...,
+    **options: Unpack[WrapOptions],
+) -> SandboxedApp: ...
+
+
+def wrap(
+    app: Any,
+    /,
+    *,
+    factory: bool = False,
+    isolation: str | SandboxFactory = "auto",
+    lifespan: str = "auto",
+    reset: Any = "restore",
+    keep: Iterable[str] = (),
+    share: Iterable[str] = (),
+    middleware: Mapping[Any, str] | None = None,
+    min_size: int | None = None,
+    max_size: int | None = None,
+    acquire_timeout: float | None = 5.0,
+    max_waiting: int | None = 10_000,
+    execution_timeout: float | None = None,
+    slow_after: float | None = None,
+    stall_after: float | None = 0.25,
+    drain_timeout: float | None = 30.0,
+    max_uses: int | None = None,
+    max_lifetime: float | None = None,
+    max_idle: float | None = 60.0,
+    max_creating: int = 4,
+    create_timeout: float | None = 60.0,
+    reset_timeout: float | None = 5.0,
+    destroy_timeout: float | None = 10.0,
+    defer_timeout: float | None = 5.0,
+    isolate_context: bool = True,
+    stats: str | None = None,
+    watchdog: Watchdog | None = None,
+    name: str | None = None,
+) -> SandboxedApp:
+    """Put a pool of isolated instances of an app in front of it.
+
+    The result is an ASGI app: `uvicorn main:app` serves it like any other. Each `http` or
+    `websocket` connection leases a sandbox, runs in it, and the sandbox is made as it was after
+    start-up before anybody else gets it. A request that finds none free waits its turn.
+
+    What is wrapped:
+
+    Args:
+        app: A Starlette or FastAPI instance or any other ASGI 3 callable; with `factory=True` a
+            function without arguments that makes one; or an import string for either, like
+            `"shop.main:app"`.
+        factory: Whether *app* makes apps.
+        isolation: How sandboxes are made private. `"clone"` copies the app's own objects, in
+            microseconds; `"factory"` makes an app of its own for each, which isolates more;
+            `"auto"` is `"factory"` for a factory, else `"clone"`. Or an object of yours that
+            makes sandboxes, see `sandboxpool.abc.SandboxFactory`. What each covers is in the
+            table of the documentation's page on isolation.
+        lifespan: `"once"` for the template, whose state reaches all requests (default for
+            `"clone"`), `"each"` for every sandbox (default for `"factory"`), `"off"` for never.
+        reset: What happens to a sandbox between two requests: `"restore"` puts it back as it
+            was after start-up, `"fresh"` replaces it by a new one made ahead of need, `"keep"`
+            leaves it as it is, a function (sync or async) is called with the sandbox instead.
+        keep: Names that survive a reset, like `"state.cache"`.
+        share: Names of plain data that all sandboxes share, like `"state.catalogue"`.
+        middleware: For a class of middleware (or its name) `"copy"` (default), `"share"` or
+            `"fresh"` (constructed again for each sandbox).
+
+    How many, and how long:
+
+    Args:
+        min_size: Sandboxes made at start-up and kept; by default 16 clones, or 1 of a factory.
+        max_size: Sandboxes at most; by default 1000 clones, or 40 of a factory.
+        acquire_timeout: Seconds a request waits for a sandbox; then it is answered 503 with
+            `Retry-After`. `None` for no limit.
+        max_waiting: Requests that may wait; one more is answered 503 at once.
+        execution_timeout: Seconds a request may run; then it is cancelled, answered 504 if its
+            response has not begun and cut off otherwise, and its sandbox is retired. A request
+            moves its own deadline with `current_lease().extend(seconds)`. `None`: no limit.
+        slow_after: Seconds after which a request is logged with the stack it is at. `None`: never.
+        stall_after: Seconds of a blocked event loop after which the request that blocks it is
+            logged with its stack; `None` starts no monitor thread.
+        drain_timeout: Seconds that requests in flight get to finish at shutdown.
+
+    Rarely needed:
+
+    Args:
+        max_uses: Requests after which a sandbox is replaced; `None` for no limit.
+        max_lifetime: Seconds after which it is, a little earlier at random.
+        max_idle: Seconds without a request after which a sandbox above `min_size` goes.
+        max_creating: Sandboxes made at the same time.
+        create_timeout: Seconds to make one.
+        reset_timeout: Seconds to reset one; after it the sandbox is retired.
+        destroy_timeout: Seconds to end one.
+        defer_timeout: Seconds for the deferred callbacks of a request, all together.
+        isolate_context: Whether context variables that the app sets are kept from the server's
+            connection and so from its next request.
+        stats: A path at which the wrapped app shows its statistics as JSON, outside of the
+            pool, so that it answers when every sandbox is taken.
+        watchdog: Instead of the built-in one; see `sandboxpool.abc.Watchdog`.
+        name: What errors, logs and statistics call the app.
+
+    Returns:
+        The wrapped app.
+
+    Raises:
+        AppTypeError: *app* is not an ASGI app, or not a factory of one; the message says what
+            to write instead.
+        AppImportError: The import string names nothing.
+        OptionError: An option has a value that cannot work.
+    """
+    if isinstance(app, SandboxedApp):
+        raise AppTypeError(
+            f"{app!r} is wrapped already: a second pool would only queue in front of the first. "
+            "Pass all options in one call of wrap(). (A wrapped app may be mounted in an app "
+            "that is wrapped.)"
+        )
+    check_app_options(
+        isolation=isolation,
+        lifespan=lifespan,
+        reset=reset,
+        stats=stats,
+        isolate_context=isolate_context,
+        execution_timeout=execution_timeout,
+        slow_after=slow_after,
+        stall_after=stall_after,
+        drain_timeout=drain_timeout,
+        defer_timeout=defer_timeout,
+    )
+    loaded, found_name = load(app, factory=factory)
+    if isinstance(loaded, SandboxedApp):
+        raise AppTypeError(
+            f"{found_name} is wrapped already: name the app that was passed to wrap(), or serve "
+            "it as it is."
+        )
+    name = name or found_name
+    sandboxes, kind = _isolate(
+        loaded,
+        factory=factory,
+        isolation=isolation,
+        lifespan=lifespan,
+        reset=reset,
+        keep=_names("keep", keep),
+        share=_names("share", share),
+        middleware=dict(middleware or {}),
+        name=name,
+    )
+    least, most = _SIZES[kind]
+    if max_size is None:
+        max_size = max(most, min_size or 0)
+    if min_size is None:
+        min_size = min(least, max_size)
+    if reset == "fresh":
+        max_uses = 1
+    pool: dict[str, Any] = {
+        "name": name,
+        "min_size": min_size,
+        "max_size": max_size,
+        "acquire_timeout": acquire_timeout,
+        "max_waiting": max_waiting,
+        "max_uses": max_uses,
+        "max_lifetime": max_lifetime,
+        "max_idle": max_idle,
+        "max_creating": max_creating,
+        "create_timeout": create_timeout,
+        "reset_timeout": reset_timeout,
+        "destroy_timeout": destroy_timeout,
+        "check_after": None,
+        "replace_worn": True,
+    }
+    Pool(sandboxes, **pool)  # so that a wrong option is refused here, not at the first request
+    options = AppOptions(
+        name=name,
+        isolation=kind,
+        pool=pool,
+        execution_timeout=execution_timeout,
+        slow_after=slow_after,
+        stall_after=stall_after,
+        drain_timeout=drain_timeout,
+        stop_timeout=destroy_timeout,
+        defer_timeout=defer_timeout,
+        isolate_context=isolate_context,
+        stats=stats,
+        watchdog=watchdog,
+    )
+    return SandboxedApp(loaded, sandboxes, options)
+
+
+def _isolate(
+    app: Any,
+    *,
+    factory: bool,
+    isolation: str | SandboxFactory,
+    lifespan: Any,
+    reset: Any,
+    keep: tuple[str, ...],
+    share: tuple[str, ...],
+    middleware: dict[Any, str],
+    name: str,
+) -> tuple[SandboxFactory, str]:
+    """Return what makes the sandboxes, and the name of the isolation."""
+    if not isinstance(isolation, str):
+        if keep or share or middleware:
+            raise OptionError(
+                "keep=, share= and middleware= are for the built-in isolations; "
+                f"{isolation!r} decides for itself what is private."
+            )
+        return isolation, "custom"
+    if isolation == "auto":
+        isolation = "factory" if factory else "clone"
+    common: dict[str, Any] = {"reset": reset, "keep": keep, "share": share, "name": name}
+    if isolation == "factory":
+        if not factory:
+            raise OptionError(
+                "isolation='factory' makes an app for each sandbox, but an app was given: pass "
+                "the function that makes it, with factory=True."
+            )
+        if middleware:
+            raise OptionError(
+                "middleware= is for isolation='clone'; a factory constructs its middleware anew "
+                "for each sandbox."
+            )
+        from .isolation.factory import AppFactory
+
+        return AppFactory(app, lifespan="each" if lifespan == "auto" else lifespan, **common), (
+            "factory"
+        )
+    from .isolation.clone import CloneFactory
+
+    if factory:
+        app = app()
+        check_app(app, f"what {name} returned")
+    return CloneFactory(
+        app, lifespan="once" if lifespan == "auto" else lifespan, middleware=middleware, **common
+    ), "clone"
+
+
+def _names(option: str, names: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(names, str):
+        raise OptionError(f"{option}={names!r}: give several names, as in {option}=({names!r},).")
+    return tuple(names)

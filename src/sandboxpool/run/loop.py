@@ -1,0 +1,214 @@
+"""Run one call of a sandbox on the server's own event loop, in the server's own task.
+
+The app runs in a copy of the task's context variables, step by step: what was set outside
+(tracing, correlation ids) is seen inside, and what the app sets never gets out. The server's
+`receive` and `send` run in another copy, taken before the app began. Without that, a server
+that registers a callback on their behalf leaves the app's context on the connection, and the
+next request on it starts with the user of the last one (cpython#140947 for a paused reader;
+pipelining is a second way).
+
+A task of its own would do the same for five times the price, and would change how cancellation,
+exceptions and the return value get through. So the coroutine is driven by hand: what it yields
+to the event loop is yielded on as it is, and what comes back is sent or thrown in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator
+from contextvars import Context
+from types import CoroutineType, GeneratorType
+from typing import Any
+
+from sandboxpool._loop import Interruption
+from sandboxpool._types import Message, Receive, Send
+
+ANSWERS = frozenset(
+    {
+        "http.response.start",
+        "http.response.pathsend",
+        "websocket.accept",
+        "websocket.close",
+        "websocket.http.response.start",
+    }
+)
+"""The messages after which nobody else can answer any more."""
+
+
+def steps_of(awaitable: Awaitable[Any]) -> Any:
+    """Return something with `send`, `throw` and `close` that runs *awaitable*."""
+    if type(awaitable) is CoroutineType:
+        return awaitable
+    steps = awaitable.__await__()
+    if isinstance(steps, GeneratorType) or hasattr(steps, "send"):
+        return steps
+    return _delegate(steps)
+
+
+def _delegate(steps: Any) -> Generator[Any, Any, Any]:
+    return (yield from steps)
+
+
+class In:
+    """Await something in another context."""
+
+    __slots__ = ("_run", "_steps")
+
+    def __init__(self, context: Context, awaitable: Awaitable[Any]) -> None:
+        self._run = context.run
+        self._steps = steps_of(awaitable)
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        run, steps = self._run, self._steps
+        try:
+            yielded = run(steps.send, None)
+        except StopIteration as end:
+            return end.value
+        return (yield from rest(run, steps, yielded))
+
+
+def rest(run: Callable[..., Any], steps: Any, yielded: Any) -> Generator[Any, Any, Any]:
+    """Go on with *steps*, which have just yielded, in the context that *run* belongs to."""
+    send, throw = steps.send, steps.throw
+    while True:
+        try:
+            sent = yield yielded
+        except GeneratorExit:
+            # The task is being dropped: let the app clean up, in its own context.
+            run(steps.close)
+            raise
+        except BaseException as error:
+            try:
+                yielded = run(throw, error)
+            except StopIteration as end:
+                return end.value
+        else:
+            try:
+                yielded = run(send, sent)
+            except StopIteration as end:
+                return end.value
+
+
+class Running:
+    """What runs on a loop right now; read by the monitor from its thread."""
+
+    __slots__ = ("lease",)
+
+    def __init__(self) -> None:
+        self.lease: Any = None
+
+
+class AppCall:
+    """The call of the app: awaited once, in the server's task.
+
+    Attributes:
+        interruption: Can cancel the call.
+        steps: What is driven; its stack shows where the app is.
+        answered: The type of the message that began the app's answer, or `None`.
+    """
+
+    __slots__ = ("_lease", "_run", "_running", "answered", "interruption", "steps")
+
+    def __init__(self, running: Running, lease: Any, interruption: Interruption) -> None:
+        self._running = running
+        self._lease = lease
+        self._run: Any = None
+        self.interruption = interruption
+        self.answered: str | None = None
+        self.steps: Any = None
+
+    def cancel(self) -> None:
+        """Cancel the app, not the server's task."""
+        self.interruption.cancel()
+
+    def begin(self, run: Callable[..., Any], awaitable: Awaitable[Any]) -> AppCall:
+        """Take over what the app returned; *run* is `Context.run`, or `call_plainly`."""
+        self._run = run
+        self.steps = awaitable if type(awaitable) is CoroutineType else steps_of(awaitable)
+        return self
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        run, steps, running, lease = self._run, self.steps, self._running, self._lease
+        outer = running.lease  # of a wrapped app that calls this one
+        running.lease = lease
+        try:
+            yielded = run(steps.send, None)
+        except StopIteration as end:
+            return end.value
+        finally:
+            running.lease = outer
+        send, throw = steps.send, steps.throw
+        while True:
+            try:
+                sent = yield yielded
+            except GeneratorExit:
+                run(steps.close)
+                raise
+            except BaseException as error:
+                step, sent = throw, error
+            else:
+                step = send
+            outer = running.lease
+            running.lease = lease
+            try:
+                yielded = run(step, sent)
+            except StopIteration as end:
+                return end.value
+            finally:
+                running.lease = outer
+
+
+def call_plainly(function: Callable[..., Any], *args: Any) -> Any:
+    """Call in the running context: `Context.run` for those who turn the isolation off."""
+    return function(*args)
+
+
+def outside(context: Context, call: AppCall, receive: Receive, send: Send) -> tuple[Receive, Send]:
+    """Return the server's `receive` and `send` such that they run in *context*."""
+    run = context.run
+
+    async def receive_outside() -> Message:
+        steps = steps_of(receive())
+        try:
+            yielded = run(steps.send, None)
+        except StopIteration as end:
+            message: Message = end.value
+            return message
+        message = await _Rest(run, steps, yielded)
+        return message
+
+    async def send_outside(message: Message) -> None:
+        if call.answered is None and message["type"] in ANSWERS:
+            call.answered = message["type"]
+        steps = send(message)
+        if type(steps) is not CoroutineType:
+            steps = steps_of(steps)
+        try:
+            yielded = run(steps.send, None)
+        except StopIteration:
+            return
+        await _Rest(run, steps, yielded)
+
+    return receive_outside, send_outside
+
+
+class _Rest:
+    __slots__ = ("_run", "_steps", "_yielded")
+
+    def __init__(self, run: Callable[..., Any], steps: Any, yielded: Any) -> None:
+        self._run = run
+        self._steps = steps
+        self._yielded = yielded
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return rest(self._run, self._steps, self._yielded)
+
+
+def noting(call: AppCall, send: Send) -> Send:
+    """Return the server's `send` such that *call* learns whether an answer has begun."""
+
+    async def noting_send(message: Message) -> None:
+        if call.answered is None and message["type"] in ANSWERS:
+            call.answered = message["type"]
+        await send(message)
+
+    return noting_send
