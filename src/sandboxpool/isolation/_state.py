@@ -179,7 +179,9 @@ class PrivateDict(dict[str, Any]):
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value of *key*, or *default*."""
-        return self.get(key, default)
+        self._open()
+        value = dict.get(self, key, default)
+        return self._resolve(key) if type(value) is _Pending else value
 
     def __contains__(self, key: object) -> bool:
         self._open()

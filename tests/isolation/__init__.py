@@ -1,0 +1,1 @@
+"""Tests of how private apps are made."""

@@ -1,0 +1,130 @@
+"""Find out what is private, and print it as the table of the documentation.
+
+Run: `python -m tests.isolation.table > docs/isolation-table.md`
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from sandboxpool.isolation.clone import CloneFactory
+from sandboxpool.isolation.factory import AppFactory
+
+from .driver import Driver, Meeting, call
+from .rows import ROWS, Row, Verdict
+
+PAGE = Path(__file__).parents[2] / "docs" / "isolation-table.md"
+
+
+def build(row: Row, isolation: str) -> Any:
+    """Return a new factory of sandboxes for the app of *row*."""
+    if row.namespace:
+        namespace = row.make()
+        if isolation == "clone":
+            return CloneFactory(namespace["app"])
+        return AppFactory(namespace["create_app"])
+    return CloneFactory(row.make()) if isolation == "clone" else AppFactory(row.make)
+
+
+async def at_once(ask: Any) -> Verdict:
+    """Send two requests that have both written before either of them reads."""
+    meet = Meeting(2)
+    answers: dict[str, Any] = {}
+
+    async def one(number: int, user: str) -> None:
+        answers[user] = (await ask(number, "/probe", query=f"user={user}", meet=meet)).data
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(one, 0, "alice")
+        group.start_soon(one, 1, "bob")
+    private = all(answer["after"] == [user] for user, answer in answers.items())
+    return "private" if private else "shared"
+
+
+async def in_turn(ask: Any) -> Verdict:
+    """Send one request after the other, to the same sandbox."""
+    first = (await ask(0, "/probe", query="user=alice", meet=Meeting(1))).data
+    second = (await ask(0, "/probe", query="user=bob", meet=Meeting(1))).data
+    assert first["before"] == []
+    # What the app wrote must be honoured in the request itself, or nothing is proven.
+    assert first["after"] == ["alice"]
+    return "private" if (second["before"], second["after"]) == ([], ["bob"]) else "shared"
+
+
+SITUATIONS = {"at_once": at_once, "in_turn": in_turn}
+
+
+async def verdict(row: Row, isolation: str, situation: str) -> Verdict:
+    """Return whether the state of *row* is private."""
+    async with Driver(build(row, isolation)) as driver:
+        return await SITUATIONS[situation](driver.get)
+
+
+async def control(row: Row, situation: str) -> Verdict:
+    """Return the same for the app alone."""
+    from sandboxpool._lifespan import Lifespan
+
+    made = row.make()
+    app = made["app"] if row.namespace else made
+    lifespan = Lifespan(app)
+    await lifespan.startup()
+
+    async def ask(number: int, path: str, **scope: Any) -> Any:
+        return await call(app, path, state=dict(lifespan.state), **scope)
+
+    try:
+        return await SITUATIONS[situation](ask)
+    finally:
+        await lifespan.shutdown()
+
+
+async def measure() -> dict[str, dict[tuple[str, str], Verdict]]:
+    """Return what was found for every row, by isolation and situation."""
+    return {
+        row.id: {
+            (isolation, situation): await verdict(row, isolation, situation)
+            for isolation in ("clone", "factory")
+            for situation in SITUATIONS
+        }
+        for row in ROWS
+    }
+
+
+def shown(at_once: Verdict, in_turn: Verdict) -> str:
+    """Return a cell of the table."""
+    if at_once == in_turn:
+        return at_once
+    return "private, until retired[^1]" if at_once == "private" else f"{at_once} / {in_turn}"
+
+
+def render(found: dict[str, dict[tuple[str, str], Verdict]]) -> str:
+    """Return the table as Markdown."""
+    lines = ["| state | `clone` | `factory` |", "|---|---|---|"]
+    for row in ROWS:
+        cells = [
+            shown(found[row.id][isolation, "at_once"], found[row.id][isolation, "in_turn"])
+            for isolation in ("clone", "factory")
+        ]
+        title = f"{row.title} ({row.note})" if row.note else row.title
+        lines.append(f"| {title} | {cells[0]} | {cells[1]} |")
+    lines += [
+        "",
+        "[^1]: Two requests at the same moment never share it. A request after another one in "
+        'the same sandbox finds it as that one left it, unless `reset="fresh"` uses no sandbox '
+        "twice.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the table."""
+    print(render(anyio.run(partial(measure))), end="")
+
+
+if __name__ == "__main__":
+    main()
