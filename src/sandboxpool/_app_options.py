@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict
 import attrs
 
 from ._exceptions import OptionError
-from ._options import check_seconds
+from ._options import check_count, check_seconds
 from .abc import Watchdog
 
 ISOLATIONS = ("auto", "clone", "factory")
@@ -69,11 +69,16 @@ class AppOptions:
 
 def check_app_options(
     *,
+    factory: object,
     isolation: object,
     lifespan: object,
     reset: object,
+    min_size: object,
+    max_size: object,
     stats: object,
     isolate_context: object,
+    watchdog: object,
+    name: object,
     **seconds: object,
 ) -> None:
     """Refuse options of `wrap()` that cannot work.
@@ -81,29 +86,46 @@ def check_app_options(
     Raises:
         OptionError: A value cannot work; the message names the option, the value, the remedy.
     """
+    _true_or_false("factory", factory)
     if isinstance(isolation, str):
         _one_of("isolation", isolation, ISOLATIONS)
     else:
-        missing = [
-            hook
-            for hook in ("start", "stop", "create", "reset", "destroy")
-            if not callable(getattr(isolation, hook, None))
-        ]
+        missing = _missing(isolation, "start", "stop", "create", "reset", "destroy")
         if missing:
             raise OptionError(
                 f"isolation={isolation!r}: give one of {_listed(ISOLATIONS)}, or an object that "
                 f"makes sandboxes (sandboxpool.abc.SandboxFactory); "
-                f"this one lacks {', '.join(missing)}."
+                f"this one lacks {missing}."
             )
     _one_of("lifespan", lifespan, LIFESPANS)
     if not callable(reset):
         _one_of("reset", reset, RESETS, or_else="a function that is called with the sandbox")
     if stats is not None and not (isinstance(stats, str) and stats.startswith("/")):
         raise OptionError(f"stats={stats!r}: give a path like '/stats', or None.")
-    if not isinstance(isolate_context, bool):
-        raise OptionError(f"isolate_context={isolate_context!r}: give True or False.")
-    for name, value in seconds.items():
-        check_seconds(name, value, zero=name == "drain_timeout")
+    _true_or_false("isolate_context", isolate_context)
+    if watchdog is not None:
+        missing = _missing(watchdog, "started", "ended", "changed", "stop")
+        if missing:
+            raise OptionError(
+                f"watchdog={watchdog!r}: give an object that watches requests "
+                f"(sandboxpool.abc.Watchdog), or None; this one lacks {missing}."
+            )
+    if name is not None and not isinstance(name, str):
+        raise OptionError(f"name={name!r}: give a string, or None.")
+    # Each by itself, before one of them is derived from the other.
+    check_count("min_size", 0 if min_size is None else min_size, least=0)
+    check_count("max_size", 1 if max_size is None else max_size, least=1)
+    for option, value in seconds.items():
+        check_seconds(option, value, zero=option == "drain_timeout")
+
+
+def _missing(value: object, *hooks: str) -> str:
+    return ", ".join(hook for hook in hooks if not callable(getattr(value, hook, None)))
+
+
+def _true_or_false(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise OptionError(f"{name}={value!r}: give True or False.")
 
 
 def _one_of(name: str, value: object, choices: tuple[str, ...], or_else: str = "") -> None:

@@ -39,7 +39,7 @@ def import_string(text: str) -> Any:
             module is raised as it is.
     """
     module_name, colon, attributes = text.partition(":")
-    if not colon or not module_name or not attributes:
+    if not colon or not module_name or not attributes or module_name.startswith("."):
         raise AppImportError(
             f'import string {text!r} must be in the form "<module>:<attribute>", '
             'like "shop.main:app".'
@@ -142,7 +142,7 @@ def _check_factory(make: object, name: str) -> None:
             f"wrap(..., factory=True) takes a function without arguments, but {name} needs "
             f"{wanted.start}. {remedy}"
         )
-    if wanted is not None and not inspect.isclass(make) and _is_app_object(make):
+    if _is_app_object(make):
         raise AppTypeError(
             f"wrap(..., factory=True) takes a function that makes an app, but {name} is an app: "
             "leave out factory=True."

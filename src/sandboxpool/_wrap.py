@@ -163,11 +163,16 @@ def wrap(
             "that is wrapped.)"
         )
     check_app_options(
+        factory=factory,
         isolation=isolation,
         lifespan=lifespan,
         reset=reset,
+        min_size=min_size,
+        max_size=max_size,
         stats=stats,
         isolate_context=isolate_context,
+        watchdog=watchdog,
+        name=name,
         execution_timeout=execution_timeout,
         slow_after=slow_after,
         stall_after=stall_after,
@@ -175,11 +180,7 @@ def wrap(
         defer_timeout=defer_timeout,
     )
     loaded, found_name = load(app, factory=factory)
-    if isinstance(loaded, SandboxedApp):
-        raise AppTypeError(
-            f"{found_name} is wrapped already: name the app that was passed to wrap(), or serve "
-            "it as it is."
-        )
+    _not_wrapped(loaded, found_name)
     name = name or found_name
     sandboxes, kind = _isolate(
         loaded,
@@ -277,9 +278,18 @@ def _isolate(
     if factory:
         app = app()
         check_app(app, f"what {name} returned")
+        _not_wrapped(app, f"what {name} returned")
     return CloneFactory(
         app, lifespan="once" if lifespan == "auto" else lifespan, middleware=middleware, **common
     ), "clone"
+
+
+def _not_wrapped(app: object, name: str) -> None:
+    if isinstance(app, SandboxedApp):
+        raise AppTypeError(
+            f"{name} is wrapped already: name the app that was passed to wrap(), or serve "
+            "it as it is."
+        )
 
 
 def _names(option: str, names: Iterable[str]) -> tuple[str, ...]:

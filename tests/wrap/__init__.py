@@ -1,0 +1,1 @@
+"""Tests of `wrap()` and what it does with a request."""

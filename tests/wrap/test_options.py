@@ -1,0 +1,139 @@
+"""The options of `wrap()`: each wrong value is refused at once, with the remedy."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any, get_type_hints
+
+import pytest
+
+from sandboxpool import OptionError, wrap
+from sandboxpool._app_options import WrapOptions
+
+from .test_load import make_starlette, raw
+
+
+class HalfFactory:
+    """Lacks what a sandbox factory has."""
+
+    def create(self) -> None: ...
+
+
+class WholeFactory:
+    """Has everything that a sandbox factory has."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def create(self) -> Any: ...
+
+    def reset(self, sandbox: Any) -> None: ...
+
+    def destroy(self, sandbox: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"isolation": "clown"}, "isolation='clown': give one of 'auto', 'clone', 'factory'"),
+        ({"isolation": None}, "isolation=None: give one of 'auto'"),
+        ({"isolation": HalfFactory()}, "this one lacks start, stop, reset, destroy"),
+        ({"isolation": "factory"}, "pass the function that makes it, with factory=True"),
+        ({"lifespan": "twice"}, "lifespan='twice': give one of 'auto', 'once', 'each', 'off'"),
+        ({"lifespan": ["once"]}, "lifespan=['once']: give one of"),
+        ({"reset": "never"}, "reset='never': give one of 'restore', 'fresh', 'keep', or a funct"),
+        ({"reset": None}, "reset=None: give one of"),
+        ({"stats": "stats"}, "stats='stats': give a path like '/stats', or None"),
+        ({"stats": True}, "stats=True: give a path"),
+        ({"isolate_context": 1}, "isolate_context=1: give True or False"),
+        ({"execution_timeout": 0}, "execution_timeout=0: give a number of seconds, more than 0"),
+        ({"execution_timeout": "5"}, "execution_timeout='5': give a number"),
+        ({"slow_after": -1}, "slow_after=-1: give a number of seconds, more than 0"),
+        ({"stall_after": float("nan")}, "stall_after=nan: give a number"),
+        ({"drain_timeout": -1}, "drain_timeout=-1: give a number of seconds, 0 or more"),
+        ({"defer_timeout": True}, "defer_timeout=True: give a number"),
+        ({"min_size": -1}, "min_size=-1: give a whole number of at least 0"),
+        ({"max_size": 0}, "max_size=0: give a whole number of at least 1"),
+        ({"max_size": 2.5}, "max_size=2.5: give a whole number"),
+        ({"min_size": 3, "max_size": 2}, "min_size=3 is more than max_size=2: raise max_size"),
+        ({"max_waiting": -1}, "max_waiting=-1: give a whole number of at least 0, or None"),
+        ({"max_uses": 0}, "max_uses=0: give a whole number of at least 1, or None"),
+        ({"max_creating": 0}, "max_creating=0: give a whole number"),
+        ({"max_creating": None}, "max_creating=None: give a whole number"),
+        ({"acquire_timeout": -1}, "acquire_timeout=-1: give a number of seconds, 0 or more"),
+        ({"max_lifetime": 0}, "max_lifetime=0: give a number of seconds, more than 0"),
+        ({"max_idle": "x"}, "max_idle='x': give a number"),
+        ({"create_timeout": 0}, "create_timeout=0: give a number"),
+        ({"reset_timeout": 0}, "reset_timeout=0: give a number"),
+        ({"destroy_timeout": 0}, "destroy_timeout=0: give a number"),
+        ({"keep": "state.cache"}, "keep='state.cache': give several names, as in keep=('state.cac"),
+        ({"share": "state.x"}, "share='state.x': give several names"),
+        ({"name": 3}, "name=3: give a string"),
+        ({"factory": "yes"}, "factory='yes': give True or False"),
+        ({"watchdog": object()}, "lacks started, ended, changed, stop"),
+    ],
+)
+def test_refused(options: dict[str, Any], text: str) -> None:
+    """A wrong value is refused when the app is wrapped; the error names it and the remedy."""
+    with pytest.raises(OptionError, match=re.escape(text)) as info:
+        wrap(raw, **options)
+    assert isinstance(info.value, ValueError)
+
+
+def test_refused_with_factory() -> None:
+    """A factory has no use for a policy on middleware."""
+    with pytest.raises(OptionError, match="middleware= is for isolation='clone'"):
+        wrap(make_starlette, factory=True, middleware={"X": "share"})
+
+
+@pytest.mark.parametrize(
+    "option", [{"keep": ["x"]}, {"share": ["x"]}, {"middleware": {"X": "copy"}}]
+)
+def test_refused_with_custom(option: dict[str, Any]) -> None:
+    """An isolation of the user's decides for itself what is private."""
+    with pytest.raises(OptionError, match="decides for itself what is private"):
+        wrap(raw, isolation=WholeFactory(), **option)
+
+
+@pytest.mark.parametrize("typo", ["max_sizes", "timeout", "isolaton"])
+def test_typos(typo: str) -> None:
+    """An option that does not exist is no silent default."""
+    with pytest.raises(TypeError, match=typo):
+        wrap(raw, **{typo: 3})  # type: ignore[call-overload]
+
+
+def test_positional() -> None:
+    """Nothing but the app can be given by position."""
+    with pytest.raises(TypeError):
+        wrap(raw, True)  # type: ignore[call-overload]
+
+
+def test_sizes() -> None:
+    """Defaults give way to what is asked for: a single size never contradicts the other one."""
+    for options, sizes in [
+        ({}, (16, 1000)),
+        ({"max_size": 5}, (5, 5)),
+        ({"min_size": 2000}, (2000, 2000)),
+        ({"min_size": 0}, (0, 1000)),
+    ]:
+        pool = wrap(raw, **options).options.pool  # type: ignore[call-overload]
+        assert (pool["min_size"], pool["max_size"]) == sizes
+    pool = wrap(make_starlette, factory=True).options.pool
+    assert (pool["min_size"], pool["max_size"]) == (1, 40)
+
+
+def test_fresh() -> None:
+    """`reset="fresh"` is one use for each sandbox, whatever `max_uses` says."""
+    assert wrap(raw, reset="fresh", max_uses=7).options.pool["max_uses"] == 1
+
+
+def test_types_match() -> None:
+    """What the type checker knows of options is what `wrap()` takes and documents."""
+    parameters = inspect.signature(wrap).parameters
+    typed = set(get_type_hints(WrapOptions)) | {"app", "factory", "isolation"}
+    assert set(parameters) == typed
+    documented = inspect.getdoc(wrap) or ""
+    missing = [name for name in parameters if f"    {name}: " not in documented]
+    assert missing == []
