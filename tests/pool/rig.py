@@ -51,6 +51,16 @@ class Clock:
         return self.now
 
 
+class Bell:
+    """A wake-up that only notes that it rang."""
+
+    def __init__(self) -> None:
+        self.rings = 0
+
+    def wake(self) -> None:
+        self.rings += 1
+
+
 class Item:
     """What the pools of these tests hold."""
 

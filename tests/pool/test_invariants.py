@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+from itertools import pairwise
 from math import inf
 from typing import Any
 
@@ -16,6 +17,7 @@ from sandboxpool._loop import running_backend
 from sandboxpool._pool import Pool
 from sandboxpool._slots import Job, Limits, Outcome, Slots
 from tests.pool.rig import (
+    Bell,
     Caller,
     Item,
     Maker,
@@ -26,16 +28,6 @@ from tests.pool.rig import (
     start,
     use,
 )
-
-
-class Bell:
-    """A wake-up that only notes that it rang."""
-
-    def __init__(self) -> None:
-        self.rings = 0
-
-    def wake(self) -> None:
-        self.rings += 1
 
 
 def made(slots: Slots[str], now: float = 0.0) -> None:
@@ -464,7 +456,7 @@ def test_18_idle_shrink_takes_the_longest_idle_and_keeps_the_minimum() -> None:
         sizes.append(slots.size)
     assert sizes[0] == 9
     assert sizes[-1] == 2
-    assert all(a - b <= 2 for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+    assert all(a - b <= 2 for a, b in pairwise(sizes))
     assert list(slots.idle) == order[-2:]
 
 
