@@ -9,7 +9,7 @@ clone is a loop without decisions and no constructor of the app is ever called a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from functools import partial
 from types import CellType, FunctionType, MethodType, SimpleNamespace
 from typing import Any
@@ -24,6 +24,9 @@ from ._handlers import HandlerDict
 from ._stand_in import original_class
 
 Make = Callable[[list[Any]], Any]
+
+_SMALL = 8
+"""Objects with at most as many attributes are made without a dict, which is smaller."""
 
 _FRAMEWORKS = ("starlette.", "fastapi.")
 _FRAMEWORK_CONTAINERS = frozenset(
@@ -54,7 +57,6 @@ class Recipe:
     `new` below is the list of private objects, in the order of `makes`.
 
     Attributes:
-        makes: Each makes one object from those before it; shells first know nothing.
         patches: `(target, key, source)`: item or attribute `key` of target becomes `new[source]`.
         cells: `(cell, source)`: closure cells to fill.
         slots: `(target, name, source)`: attributes without a dict; source -1 copies nothing.
@@ -71,13 +73,12 @@ class Recipe:
         handlers: Indexes of each app, its exception handlers, and the outermost and innermost
             middleware, which hold copies of them.
         make_state: Makes a state object of the framework over a dict.
-        attribute_patches: The patches of objects, grouped by object.
+        objects: Class and attributes of each object, by index.
         item_patches: The patches of containers.
     """
 
-    makes: list[Make] = attrs.field(factory=list)
+    objects: dict[int, tuple[type, dict[str, Any] | None]] = attrs.field(factory=dict)
     patches: list[tuple[int, Any, int]] = attrs.field(factory=list)
-    attribute_patches: list[tuple[int, list[tuple[Any, int]]]] = attrs.field(factory=list)
     item_patches: list[tuple[int, Any, int]] = attrs.field(factory=list)
     cells: list[tuple[int, int]] = attrs.field(factory=list)
     slots: list[tuple[int, str, int]] = attrs.field(factory=list)
@@ -93,46 +94,100 @@ class Recipe:
     seen: set[type] = attrs.field(factory=set)
     handlers: list[tuple[int, int, int, int]] = attrs.field(factory=list)
     make_state: Callable[[dict[str, Any]], Any] = dict
+    _blank: list[Any] = attrs.field(factory=list)
+    _small: list[tuple[int, type, list[tuple[str, Any]]]] = attrs.field(factory=list)
+    _large: list[tuple[int, type, dict[str, Any]]] = attrs.field(factory=list)
+    _copies: list[tuple[int, Callable[[], Any]]] = attrs.field(factory=list)
+    _late: list[tuple[int, Make]] = attrs.field(factory=list)
+    _small_patches: list[tuple[int, list[tuple[Any, int]]]] = attrs.field(factory=list)
+    _large_patches: list[tuple[int, list[tuple[Any, int]]]] = attrs.field(factory=list)
+
+    def add(self, original: Any) -> int:
+        """Return a new index for the private twin of *original*."""
+        self.originals.append(original)
+        return len(self.originals) - 1
+
+    def copy_by(self, index: int, copy: Callable[[], Any]) -> None:
+        """Have object *index* made by a call without arguments."""
+        self._copies.append((index, copy))
+
+    def make_by(self, index: int, make: Make) -> None:
+        """Have object *index* made from those that are made before it."""
+        self._late.append((index, make))
 
     def build(self) -> list[Any]:
         """Return new private objects."""
-        new: list[Any] = []
-        append = new.append
-        for make in self.makes:
-            append(make(new))
+        new = self._blank.copy()
+        create = object.__new__
+        write = object.__setattr__
+        for index, cls, names in self._small:
+            made = new[index] = create(cls)
+            for key, value in names:
+                # One by one, so that no dict is made: the class knows the names.
+                write(made, key, value)
+        for index, cls, pristine in self._large:
+            made = new[index] = create(cls)
+            made.__dict__ = pristine.copy()
+        for index, copy in self._copies:
+            new[index] = copy()
+        for index, make in self._late:
+            new[index] = make(new)
         self.connect(new)
         for app, handlers, outer, inner in self.handlers:
             following = HandlerDict(new[handlers], new[outer], new[inner])
             new[handlers] = new[app].__dict__["exception_handlers"] = following
-        for index, remake in self.fresh:
-            new[index] = remake(new)
         if self.fresh:
-            self.connect(new)
+            again = {index for index, _ in self.fresh}
+            for index, remake in self.fresh:
+                new[index] = remake(new)
+            # What the constructor has set stays; only what led to the copy leads to it now.
+            self.connect(new, skip=again)
         return new
 
-    def connect(self, new: list[Any]) -> None:
+    def connect(self, new: list[Any], skip: Container[int] = ()) -> None:
         """Make private objects refer to each other instead of to the originals."""
-        for target, pairs in self.attribute_patches:
-            values = new[target].__dict__
-            for key, source in pairs:
-                values[key] = new[source]
+        write = object.__setattr__
+        for target, pairs in self._small_patches:
+            if target not in skip:
+                made = new[target]
+                for key, source in pairs:
+                    write(made, key, new[source])
+        for target, pairs in self._large_patches:
+            if target not in skip:
+                values = new[target].__dict__
+                for key, source in pairs:
+                    values[key] = new[source]
         for target, key, source in self.item_patches:
             new[target][key] = new[source]
         for target, source in self.cells:
             new[target].cell_contents = new[source]
         for target, name, source in self.slots:
-            object.__setattr__(new[target], name, new[source])
+            if target not in skip:
+                object.__setattr__(new[target], name, new[source])
 
     def group(self) -> None:
         """Sort the patches by how they are applied; called once, after the walk."""
         grouped: dict[int, list[tuple[Any, int]]] = {}
-        with_dict = set(self.nodes)
         for target, key, source in self.patches:
-            if target in with_dict or type(self.originals[target]) is SimpleNamespace:
+            original = self.originals[target]
+            if target in self.objects or type(original) is SimpleNamespace:
                 grouped.setdefault(target, []).append((key, source))
             else:
                 self.item_patches.append((target, key, source))
-        self.attribute_patches = list(grouped.items())
+        self._blank = [None] * len(self.originals)
+        for index, (cls, pristine) in self.objects.items():
+            if pristine is None or len(pristine) <= _SMALL:
+                patched = {key for key, _ in grouped.get(index, ())}
+                kept = [item for item in (pristine or {}).items() if item[0] not in patched]
+                self._small.append((index, cls, kept))
+            else:
+                compact: dict[str, Any] = {}
+                compact.update(pristine)
+                self._large.append((index, cls, compact))
+        large = {index for index, _, _ in self._large}
+        for target, pairs in grouped.items():
+            into = self._large_patches if target in large else self._small_patches
+            into.append((target, pairs))
 
 
 def slot_names(cls: type) -> list[str]:
@@ -220,12 +275,10 @@ class Walk:
             return False
         return is_copyable(cls)
 
-    def _add(self, original: Any, make: Make) -> int:
-        recipe = self.recipe
-        index = len(recipe.makes)
-        recipe.makes.append(make)
-        recipe.originals.append(original)
-        self._memo[id(original)] = index
+    def _add(self, original: Any, make: Make | None = None) -> int:
+        index = self._memo[id(original)] = self.recipe.add(original)
+        if make is not None:
+            self.recipe.make_by(index, make)
         return index
 
     def _node(self, value: Any, name: str) -> int:
@@ -236,7 +289,8 @@ class Walk:
         pristine = {}
         if values is not None:
             pristine.update(values)
-        index = self._add(value, _object_maker(cls, pristine if values is not None else None))
+        index = self._add(value)
+        recipe.objects[index] = cls, None if values is None else pristine
         recipe.nodes.append(index)
         if adapter.is_app(value):
             recipe.apps[id(value)] = index
@@ -273,9 +327,8 @@ class Walk:
         return index
 
     def _constant(self, value: Any) -> int:
-        index = len(self.recipe.makes)
-        self.recipe.makes.append(lambda new: value)
-        self.recipe.originals.append(value)
+        index = self.recipe.add(value)
+        self.recipe.make_by(index, lambda new: value)
         return index
 
     def _container(self, value: Any) -> int | None:
@@ -283,13 +336,15 @@ class Walk:
         if cls is tuple:
             return self._tuple(value)
         if cls is bytearray:
-            index = self._add(value, lambda new: bytearray(value))
+            index = self._add(value)
+            recipe.copy_by(index, lambda: bytearray(value))
         elif cls is SimpleNamespace:
             pristine = dict(vars(value))
-            index = self._add(value, lambda new: SimpleNamespace(**pristine))
+            index = self._add(value)
+            recipe.copy_by(index, lambda: SimpleNamespace(**pristine))
         else:
-            copier = value.copy
-            index = self._add(value, lambda new: copier())
+            index = self._add(value)
+            recipe.copy_by(index, value.copy)
         recipe.containers.append(index)
         if self._calm:
             recipe.calm.add(index)
@@ -401,15 +456,3 @@ def getattr_dict(value: Any) -> dict[str, Any] | None:
         return None
     return values
 
-
-def _object_maker(cls: type, pristine: dict[str, Any] | None) -> Make:
-    create = object.__new__
-    if pristine is None:
-        return lambda new: create(cls)
-
-    def make(new: list[Any]) -> Any:
-        made: Any = create(cls)
-        made.__dict__.update(pristine)
-        return made
-
-    return make

@@ -135,5 +135,5 @@ def _one_of(option: str, value: object, choices: tuple[str, ...], more: str = ""
 
 
 def _hint(name: str, known: Iterable[str]) -> str:
-    matches = get_close_matches(name, list(known), n=3, cutoff=0.5)
+    matches = get_close_matches(name, list(known), n=3, cutoff=0.6)
     return f" (did you mean {', '.join(map(repr, matches))}?)" if matches else ""

@@ -1,0 +1,93 @@
+"""Options of an isolation that cannot mean anything."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.middleware.gzip import GZipMiddleware
+
+from sandboxpool import AppTypeError, OptionError
+from sandboxpool.isolation.clone import CloneFactory
+from sandboxpool.isolation.factory import AppFactory
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"lifespan": "onec"}, "lifespan='onec' is none of 'once', 'each', 'off' (did you mean"),
+        ({"reset": "restor"}, "or a callable that takes the sandbox (did you mean 'restore'?)"),
+        ({"reset": 1}, "reset=1 is none of"),
+        ({"keep": "state.cache"}, "keep='state.cache' is one string: write keep=('state.cache',)"),
+        ({"keep": ("state.cache",), "reset": "keep"}, "leave out one of them"),
+        ({"keep": ("state.a.b",)}, "only whole entries of the state can be kept"),
+        ({"share": ("a-b",)}, "names are dotted identifiers"),
+        ({"share": (1,)}, "names are dotted identifiers"),
+        ({"share": ("app.cache",)}, "dotted names start with the state"),
+        ({"middleware": {"GZipMiddleware": "clone"}}, "is none of 'copy', 'share', 'fresh'"),
+        ({"middleware": {1: "copy"}}, "name a class, or give the class"),
+    ],
+)
+@pytest.mark.parametrize("factory", [CloneFactory, AppFactory])
+def test_an_option_is_refused_at_once(factory: Any, options: Any, text: str) -> None:
+    """What cannot be meant is refused when the factory is made, with the way out."""
+    with pytest.raises(OptionError, match=re.escape(text)):
+        factory(FastAPI, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"keep": ("titel",)}, "keep='titel': FastAPI has no such attribute (did you mean 'title'"),
+        ({"share": ("nothing",)}, "share='nothing': FastAPI has no such attribute"),
+        (
+            {"middleware": {"GZipMiddlewares": "share"}},
+            "middleware={'GZipMiddlewares': ...}: the app has no middleware of that class "
+            "(did you mean 'GZipMiddleware'",
+        ),
+        ({"middleware": {AppFactory: "share"}}, "the app has no middleware of that class"),
+    ],
+)
+async def test_a_name_that_matches_nothing_is_refused_at_the_start(options: Any, text: str) -> None:
+    """A name that is not in the app is refused when the app starts, with near matches."""
+    app = FastAPI()
+    app.add_middleware(GZipMiddleware)
+    with pytest.raises(OptionError, match=re.escape(text)):
+        await CloneFactory(app, **options).start()
+    assert type(app) is FastAPI
+    factory = AppFactory(lambda: app, lifespan="off", **options)
+    with pytest.raises(OptionError, match=re.escape(text)):
+        await factory.create()
+
+
+async def test_a_factory_that_returns_no_app() -> None:
+    """A factory that returns no app is named, with what it returned."""
+
+    def nothing() -> Any:
+        return None
+
+    def a_class() -> Any:
+        return FastAPI
+
+    for make in (nothing, a_class):
+        with pytest.raises(AppTypeError, match=f"the factory .*{make.__name__} returned"):
+            await AppFactory(make).create()
+
+
+async def test_a_factory_that_returns_one_app_twice() -> None:
+    """A factory must make a new app in every call."""
+    app = FastAPI()
+    factory = AppFactory(lambda: app)
+    sandbox = await factory.create()
+    with pytest.raises(AppTypeError, match="returned the same FastAPI twice"):
+        await factory.create()
+    await factory.destroy(sandbox)
+    assert type(app) is FastAPI
+
+
+def test_a_factory_that_is_no_function() -> None:
+    """What cannot be called is no factory."""
+    with pytest.raises(AppTypeError, match="a factory is a function without arguments"):
+        AppFactory("shop.main:create_app")  # type: ignore[arg-type]
