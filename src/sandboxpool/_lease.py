@@ -213,8 +213,9 @@ def bind(pool: Pool[T]) -> type[PoolLease[T]]:
             except BaseException as error:
                 pool.reset_raised(slot, error)
                 return None
-            # Only now: the reset may have done anything with the pool, like closing it.
-            if pending is None and slots.plain and not slots.waiting and slot.retire is None:
+            # Again: the reset may have done anything with the pool, like closing it.
+            still_plain: bool = slots.plain
+            if pending is None and still_plain and not slots.waiting and slot.retire is None:
                 slots.hold_time += now - slot.since
                 slots.resets += 1
                 slots.in_use -= 1
