@@ -15,7 +15,7 @@ import sandboxpool
 from sandboxpool._exceptions import OptionError, SandboxPoolError
 
 from ._project_file import did_you_mean, find_project_file, read_project_file
-from ._servers import SERVERS, check_server, run_server
+from ._servers import SERVERS, check_server, check_worker, in_process, run_server
 from ._settings import PREFIX, Setting, hand_over, settings
 
 
@@ -158,6 +158,8 @@ def _serve(app: str | None, server_args: tuple[str, ...], **values: Any) -> None
     hand_over(app, app_dir, options)
     if app_dir not in sys.path:
         sys.path.insert(0, app_dir)
+    if not in_process(server, workers=workers, reload=reload) and (code := check_worker()):
+        sys.exit(code)
     given = ", ".join(f"{name}={value!r}" for name, value in options.items())
     Console(stderr=True, highlight=False, soft_wrap=True).print(
         f"[bold]sandboxpool[/] serves {app} with {server}, {workers} "

@@ -36,11 +36,16 @@ def check_server(server: str, *, reload: bool) -> None:
 def check_worker() -> int:
     """Load the app once in a process of its own; return its exit code.
 
-    uvicorn's supervisor starts a worker that dies again and again. What cannot be loaded is
-    better found before that.
+    What cannot be loaded is better found before a server starts processes for it: uvicorn's
+    supervisor starts a worker that dies again and again, hypercorn leaves with 0.
     """
     code = "import sandboxpool.cli._worker"
     return subprocess.run([sys.executable, "-c", code], check=False).returncode
+
+
+def in_process(server: str, *, workers: int, reload: bool) -> bool:
+    """Tell whether the app is loaded in this process rather than in workers."""
+    return server == "uvicorn" and workers == 1 and not reload
 
 
 def run_server(
@@ -57,8 +62,6 @@ def run_server(
         extra: Further arguments for the server's own command line.
     """
     if server == "uvicorn":
-        if (workers > 1 or reload) and (code := check_worker()):
-            sys.exit(code)
         arguments = ["--host", host, "--port", str(port)]
         arguments += ["--reload"] if reload else ["--workers", str(workers)]
         command: Any = importlib.import_module("uvicorn.main").main

@@ -1,0 +1,39 @@
+"""Servers that several tests share: started by the first, ended when the next server's turn is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from .processes import RunningServer, Server
+
+
+class Fleet:
+    """The running servers of one kind, one for each app that was asked for."""
+
+    def __init__(self, server: Server, stack: ExitStack) -> None:
+        self.server = server
+        self._stack = stack
+        self._running: dict[str, RunningServer] = {}
+
+    def __call__(self, app: str) -> RunningServer:
+        running = self._running.get(app)
+        if running is None:
+            running = self._stack.enter_context(self.server.start(app))
+            self._running[app] = running
+        return running
+
+
+@pytest.fixture(scope="module")
+def fleet(request: pytest.FixtureRequest) -> Iterator[Fleet]:
+    with ExitStack() as stack:
+        yield Fleet(request.param, stack)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.server)
