@@ -64,6 +64,7 @@ class Runtime:
         self.factory = factory
         self.options = options
         self.counters = counters
+        self.isolates_context = options.isolate_context
         self.ready = False
         self.closing = False
         self.in_flight: dict[int, RequestLease] = {}
@@ -71,8 +72,14 @@ class Runtime:
         self.pool: Pool[Sandbox] = Pool(factory, **options.pool)
         self.slots = self.pool.slots
         self.watchdog: Watchdog = NoWatchdog()
+        # Whether it wants to know of each request, or only of those that ask for a deadline.
+        self.watches = (
+            options.watchdog is not None
+            or options.execution_timeout is not None
+            or options.slow_after is not None
+        )
         self.monitor: LoopMonitor | None = None
-        self._owner = owner
+        self.owner = owner
         self._opening: list[Wakeup] | None = None
         self._open_error: BaseException | None = None
         self._started = False
@@ -195,9 +202,13 @@ class Runtime:
             self._last_ended = self.loop.wakeup()
             await self._last_ended
 
-    def ended(self, lease: RequestLease) -> None:
-        """Note the end of a request."""
-        del self.in_flight[lease.id]
+    def deadline_changed(self, lease: RequestLease) -> None:
+        """Pass on that a request moved its deadline."""
+        lease.watched = True
+        self.watchdog.changed(lease)
+
+    def note_drained(self) -> None:
+        """Note the end of the last request, if somebody waits for that."""
         if self._last_ended is not None and not self.in_flight:
             self._last_ended.wake()
             self._last_ended = None

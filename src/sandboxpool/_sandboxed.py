@@ -244,30 +244,31 @@ class SandboxedApp:
     ) -> Any:
         """Run the app in a leased sandbox, and end the lease, whatever happens."""
         sandbox = slot.item
-        lease = RequestLease(runtime.factory, sandbox, scope, current.get())
-        lease.serving = self
+        lease = RequestLease(runtime.factory, sandbox, scope, current.get(), runtime, slot.since)
         interruption = runtime.loop.interruption()
         call = lease.call = AppCall(runtime.running, lease, interruption)
-        counters = runtime.counters
         in_flight = runtime.in_flight
         in_flight[lease.id] = lease
+        counters = runtime.counters
         counters.requests += 1
         if len(in_flight) > counters.peak:
             counters.peak = len(in_flight)
-        runtime.watchdog.started(lease)
         result: Any = None
         whole = False  # whether the app came to an end of its own
         app_context = None
         token = None
         run: Callable[..., Any]
         try:
+            if runtime.watches:
+                lease.watched = True
+                runtime.watchdog.started(lease)
             scope["sandboxpool.lease"] = lease
             request_state = getattr(sandbox, "request_state", None)
             if request_state is not None:
                 state = request_state(scope.get("state"))
                 if state is not None:
                     scope["state"] = state
-            if self.options.isolate_context:
+            if runtime.isolates_context:
                 app_context = copy_context()
                 run = app_context.run
                 run(current.set, lease)
@@ -283,7 +284,8 @@ class SandboxedApp:
                     whole = True
                     raise
         finally:
-            runtime.watchdog.ended(lease)
+            if lease.watched:
+                runtime.watchdog.ended(lease)
             if (lease.cut_off or not whole) and slot.retire is None:
                 # Something of the call may still be there: a thread, a task it has started.
                 slot.retire = "expired" if lease.cut_off else "cancelled"
@@ -292,9 +294,11 @@ class SandboxedApp:
             lease.seal()
             if token is not None:
                 _reset(token)
-            runtime.ended(lease)
+            del in_flight[lease.id]
             if slot.lease:
                 runtime.pool.give_back(slot)
+            if runtime.closing:
+                runtime.note_drained()
         if interruption.caught:
             await self._answer_cut_off(lease, call, scope, receive, send)
             return None

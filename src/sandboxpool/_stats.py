@@ -95,7 +95,7 @@ class StatsPage:
                     "this statistics page was not told whose statistics to show, and is not "
                     "served by a wrapped app: write stats_route(sandboxed), or wrap() the app."
                 )
-            sandboxed = lease.serving
+            sandboxed = lease.serving.owner
         body = json.dumps(sandboxed.statistics().as_dict(), indent=2).encode()
         headers = [
             (b"content-type", b"application/json"),

@@ -51,7 +51,6 @@ class DeadlineWatchdog:
 
     def started(self, lease: RequestLease, /) -> None:
         """Set the deadlines of a lease, and watch it."""
-        lease._watchdog = self
         if self._soonest == inf:
             return
         now = lease.started_at
