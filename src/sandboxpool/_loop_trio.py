@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Awaitable, Callable, Generator
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from typing import Any
 
 import trio
@@ -34,8 +34,7 @@ class TrioLoop:
 
     def __init__(self) -> None:
         self._context = copy_context()
-        self._ended = False
-        self._home = _TrioHome()
+        self._home = _home_of_this_run()
         self.home: Home = self._home
 
     def wakeup(self) -> Wakeup:
@@ -58,15 +57,10 @@ class TrioLoop:
         return _TrioTimer(self, function)
 
     def closed(self) -> bool:
-        return self._ended
+        return self._home._thread_id is None
 
     def interruption(self) -> TrioInterruption:
         return TrioInterruption()
-
-    def run_ended(self) -> None:
-        """Note that `trio.run` is ending."""
-        self._ended = True
-        self._home._thread_id = None
 
 
 class TrioInterruption:
@@ -91,12 +85,34 @@ class TrioInterruption:
 
 
 class _TrioHome:
-    """The thread, until a system task learns that the run is ending."""
+    """The thread of a `trio.run`, until a system task learns that it is ending."""
 
     __slots__ = ("_thread_id",)
 
     def __init__(self) -> None:
         self._thread_id: int | None = threading.get_ident()
+
+    async def watch(self) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            # Later runs in the same thread must not be taken for this one.
+            self._thread_id = None
+
+
+_home: trio.lowlevel.RunVar[_TrioHome] = trio.lowlevel.RunVar("sandboxpool_home")
+
+
+def _home_of_this_run() -> _TrioHome:
+    try:
+        return _home.get()
+    except LookupError:
+        home = _TrioHome()
+        _home.set(home)
+        trio.lowlevel.spawn_system_task(
+            home.watch, name="sandboxpool watch for the end of the run", context=Context()
+        )
+        return home
 
 
 class _TrioWakeup:
@@ -137,11 +153,7 @@ class _TrioBackground:
 
 
 class _TrioTimer:
-    """One sleeping system task, whose deadline is moved.
-
-    It starts at once, not with the first `arm()`: it also learns that the run is ending, which
-    tells a later run in the same thread from this one.
-    """
+    """One sleeping system task, whose deadline is moved."""
 
     __slots__ = ("_closed", "_function", "_loop", "_scope")
 
@@ -163,15 +175,11 @@ class _TrioTimer:
             self._scope.cancel()
 
     async def _run(self) -> None:
-        try:
-            while not self._closed:
-                with self._scope:
-                    await trio.sleep_forever()
-                # Only the deadline, or `close()`, ends the sleep. A new scope, armed for never:
-                # the function may arm it again.
-                self._scope = trio.CancelScope(deadline=math.inf)
-                if not self._closed:
-                    self._function()
-        except trio.Cancelled:
-            self._loop.run_ended()
-            raise
+        while not self._closed:
+            with self._scope:
+                await trio.sleep_forever()
+            # Only the deadline, or `close()`, ends the sleep. A new scope, armed for never: the
+            # function may arm it again.
+            self._scope = trio.CancelScope(deadline=math.inf)
+            if not self._closed:
+                self._function()

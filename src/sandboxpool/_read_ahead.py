@@ -13,8 +13,10 @@ from collections.abc import Callable
 from ._loop import Background, Loop, Wakeup
 from ._types import Message, Receive
 
-# Bytes of a body that are kept at most; then the client must wait, as it would without us.
+# Bytes that are kept at most, about; then the client must wait, as it would without us.
 _ENOUGH = 64 * 1024
+# What a message costs besides what is in it, so that empty ones come to an end, too.
+_A_MESSAGE = 256
 
 
 class ReadAhead:
@@ -83,7 +85,9 @@ class ReadAhead:
             while not self._enough and kept < _ENOUGH:
                 message = await self._receive()
                 self._messages.append(message)
-                kept += len(message.get("body", b"") or b"")
+                kept += _A_MESSAGE
+                for part in ("body", "bytes", "text"):
+                    kept += len(message.get(part) or b"")
                 kind = message["type"]
                 if kind == "websocket.connect":
                     self.connect_seen = True
