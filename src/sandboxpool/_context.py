@@ -48,7 +48,9 @@ class RequestLease:
         started_at: When the sandbox was leased, on the monotonic clock.
         deadline: When the watchdog ends the request, on the same clock; `inf` for never.
         slow_at: When the watchdog reports it as slow; `inf` for never.
-        call: The running call of the app; only this library uses it.
+        answered: The type of the message that began the app's answer, or `None`.
+        interruption: Can cancel the call of the app.
+        steps: The running call of the app; its stack shows where it is.
         serving: What serves the request; told when the deadline is moved.
         watched: Whether the watchdog knows of it.
         ended: Whether the lease is over.
@@ -61,7 +63,9 @@ class RequestLease:
     ended = False
     cut_off = 0
     watched = False
-    call: Any = None
+    answered: str | None = None
+    interruption: Any = None
+    steps: Any = None
     _values: dict[str, Any] | None = None
     _lock: threading.RLock | None = None
     _deferred: list[tuple[Callable[..., object], tuple[Any, ...]]] | None = None
@@ -134,14 +138,16 @@ class RequestLease:
 
     def seal(self) -> None:
         """End the lease: from now on whatever asks for it or its context gets an error."""
-        self._path = self.path
+        self._path = self.scope.get("path", "")
         self.ended = True
         # The scope and the call lead back here. Cut, all of it is freed at once instead of by
         # the garbage collector, which costs more than the rest of a lease.
         self.scope = _NO_SCOPE
-        self.call = None
-        self._values = None
-        self._deferred = None
+        self.steps = self.interruption = None
+        if self._values is not None:
+            self._values = None
+        if self._deferred is not None:
+            self._deferred = None
 
 
 class LeaseContext:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable, Generator
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 
@@ -87,29 +88,33 @@ class Loop(Protocol):
         """Tell whether the loop has ended for good."""
         ...
 
-    def interruption(self) -> Interruption:
-        """Return what can cancel a part of the running task."""
-        ...
+    interruption: Callable[[], Interruption]
+    """Returns what can cancel the running task, from here on."""
 
 
 class Interruption(Protocol):
-    """Cancel what the task does inside of `with`, and nothing else it does.
-
-    Leaving it swallows the cancellation that `cancel()` caused, and no other one.
+    """Can cancel what the running task does from here until `ended()`, and nothing after it.
 
     Attributes:
-        caught: Whether it swallowed one.
+        scope: Must be entered around it, if it is not `None`: Trio has no other way.
     """
 
-    caught: bool
+    scope: AbstractContextManager[Any] | None
 
     def cancel(self) -> None:
         """Cancel, from any task of the loop. Calling it again repeats it."""
         ...
 
-    def __enter__(self) -> object: ...
+    def ended(self, error: BaseException | None) -> bool:
+        """Take back what `cancel()` has left on the task; call it if `cancel()` was called.
 
-    def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> bool: ...
+        Args:
+            error: What came out of the interrupted code.
+
+        Returns:
+            Whether that was the interruption and nothing else, so that *error* is to be dropped.
+        """
+        ...
 
 
 def running_backend() -> str | None:

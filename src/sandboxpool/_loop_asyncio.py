@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from asyncio import _get_running_loop
+from asyncio import _get_running_loop, current_task
 from collections.abc import Awaitable, Callable, Generator
+from contextlib import AbstractContextManager
 from contextvars import copy_context
+from functools import partial
 from threading import get_ident
 from typing import Any, cast
 
-from ._loop import Background, Home, Timer, Wakeup
+from ._loop import Background, Home, Interruption, Timer, Wakeup
 
 _COUNTS_CANCELS = sys.version_info >= (3, 11)
 
@@ -23,6 +25,7 @@ class AsyncioLoop:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._context = copy_context()
+        self.interruption: Callable[[], Interruption] = partial(AsyncioInterruption, self._loop)
         self._tasks: set[asyncio.Task[None]] = set()
         # asyncio's loops set and clear this attribute around each run; others (uvloop) do not
         # show it.
@@ -54,9 +57,6 @@ class AsyncioLoop:
     def closed(self) -> bool:
         return self._loop.is_closed()
 
-    def interruption(self) -> AsyncioInterruption:
-        return AsyncioInterruption(self._loop)
-
 
 class AsyncioInterruption:
     """Cancels by `Task.cancel()`, as `asyncio.timeout()` does.
@@ -65,17 +65,14 @@ class AsyncioInterruption:
     the task as well; on 3.10 a second cancellation in the same instant is taken for ours.
     """
 
-    __slots__ = ("_before", "_loop", "_requested", "_task", "caught")
+    __slots__ = ("_before", "_requested", "_task")
+
+    scope: AbstractContextManager[Any] | None = None
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self.caught = False
-        self._requested = 0
-
-    def __enter__(self) -> object:
         # With the loop given, it does not ask the kernel for the process id.
-        self._task = asyncio.current_task(self._loop)
-        return self
+        self._task = current_task(loop)
+        self._requested = 0
 
     def cancel(self) -> None:
         task = self._task
@@ -85,9 +82,7 @@ class AsyncioInterruption:
         self._requested += 1
         task.cancel()
 
-    def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> bool:
-        if not self._requested:
-            return False
+    def ended(self, error: BaseException | None) -> bool:
         task = self._task
         assert task is not None
         others = False
@@ -96,9 +91,7 @@ class AsyncioInterruption:
             # pending cancellation of whatever the task does next.
             for _ in range(self._requested):
                 others = task.uncancel() > self._before
-        self.caught = exc_type is not None and issubclass(exc_type, asyncio.CancelledError)
-        self.caught = self.caught and not others
-        return self.caught
+        return isinstance(error, asyncio.CancelledError) and not others
 
 
 class _AsyncioHome:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Awaitable, Callable, Generator
+from contextlib import AbstractContextManager
 from contextvars import Context, copy_context
 from typing import Any
 
 import trio
 
-from ._loop import Background, Home, Timer, Wakeup
+from ._loop import Background, Home, Interruption, Timer, Wakeup
 
 
 def in_trio_task() -> bool:
@@ -34,6 +35,7 @@ class TrioLoop:
 
     def __init__(self) -> None:
         self._context = copy_context()
+        self.interruption: Callable[[], Interruption] = TrioInterruption
         self._home = _home_of_this_run()
         self.home: Home = self._home
 
@@ -59,29 +61,21 @@ class TrioLoop:
     def closed(self) -> bool:
         return self._home._thread_id is None
 
-    def interruption(self) -> TrioInterruption:
-        return TrioInterruption()
-
 
 class TrioInterruption:
     """A cancel scope."""
 
-    __slots__ = ("_scope", "caught")
+    __slots__ = ("_cancel_scope", "scope")
 
     def __init__(self) -> None:
-        self._scope = trio.CancelScope()
-        self.caught = False
-
-    def __enter__(self) -> object:
-        return self._scope.__enter__()
+        self._cancel_scope = trio.CancelScope()
+        self.scope: AbstractContextManager[Any] | None = self._cancel_scope
 
     def cancel(self) -> None:
-        self._scope.cancel()
+        self._cancel_scope.cancel()
 
-    def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> bool:
-        swallowed = bool(self._scope.__exit__(exc_type, exc, traceback))
-        self.caught = self._scope.cancelled_caught
-        return swallowed
+    def ended(self, error: BaseException | None) -> bool:
+        return self._cancel_scope.cancelled_caught
 
 
 class _TrioHome:

@@ -69,6 +69,7 @@ class Runtime:
         self.closing = False
         self.in_flight: dict[int, RequestLease] = {}
         self.running = Running()
+        self.interruption = self.loop.interruption
         self.pool: Pool[Sandbox] = Pool(factory, **options.pool)
         self.slots = self.pool.slots
         self.watchdog: Watchdog = NoWatchdog()
@@ -222,12 +223,12 @@ class Runtime:
 
     def cut_off(self, lease: RequestLease, status: int = 504) -> None:
         """Cancel the call of a lease; it is answered with *status*, its sandbox retired."""
-        if lease.ended or lease.call is None:
+        if lease.ended or lease.interruption is None:
             return
         if not lease.cut_off:
             self.counters.cut_off += 1
             lease.cut_off = status
-        lease.call.cancel()
+        lease.interruption.cancel()
 
     # --- looking ------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextvars import copy_context
 from threading import get_ident
 from time import monotonic
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -29,7 +30,7 @@ from ._slots import Slot
 from ._stats import AppStatistics, StatsPage
 from ._types import ASGIApp, Receive, Scope, Send
 from .abc import Sandbox, SandboxFactory
-from .run.loop import AppCall, In, call_plainly, noting, outside
+from .run.loop import In, call_plainly, drive, noting, outside, steps_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 logger = logging.getLogger("sandboxpool")
+
+set_current = current.set
 
 
 class SandboxedApp:
@@ -162,18 +165,90 @@ class SandboxedApp:
             runtime = await self._ready(scope, receive, send)
             if runtime is None:
                 return None
+        ahead = None
         slot = runtime.slots.take(monotonic())
-        if slot is not None:
-            return await self._serve(runtime, slot, scope, receive, send)
-
-        ahead = ReadAhead(runtime.loop, receive)
-        try:
+        if slot is None:
+            ahead = ReadAhead(runtime.loop, receive)
             slot = await self._admit(runtime, ahead, scope, send)
             if slot is None:
                 return None
-            return await self._serve(runtime, slot, scope, ahead.receive, send)
+            receive = ahead.receive
+
+        # From here on the lease must end, whatever happens.
+        lease = RequestLease(runtime.factory, slot.item, scope, current.get(), runtime, slot.since)
+        in_flight = runtime.in_flight
+        result: Any = None
+        whole = interrupted = False
+        app_context = token = None
+        try:
+            in_flight[lease.id] = lease
+            counters = runtime.counters
+            counters.requests += 1
+            if len(in_flight) > counters.peak:
+                counters.peak = len(in_flight)
+            interruption = lease.interruption = runtime.interruption()
+            if runtime.watches:
+                lease.watched = True
+                runtime.watchdog.started(lease)
+            scope["sandboxpool.lease"] = lease
+            sandbox = slot.item
+            request_state = getattr(sandbox, "request_state", None)
+            if request_state is not None:
+                state = request_state(scope.get("state"))
+                if state is not None:
+                    scope["state"] = state
+            run: Callable[..., Any]
+            if runtime.isolates_context:
+                app_context = copy_context()
+                run = app_context.run
+                run(set_current, lease)
+                app_receive, app_send = outside(copy_context(), lease, receive, send)
+            else:
+                token = set_current(lease)
+                run, app_receive, app_send = call_plainly, receive, noting(lease, send)
+            steps = run(sandbox, scope, app_receive, app_send)
+            if type(steps) is not CoroutineType:
+                steps = steps_of(steps)
+            lease.steps = steps
+            if interruption.scope is None:
+                result = await drive(runtime.running, lease, run, steps)
+            else:
+                with interruption.scope:
+                    result = await drive(runtime.running, lease, run, steps)
+            if lease.cut_off:
+                interrupted = interruption.ended(None)
+            whole = not interrupted
+        except BaseException as error:
+            whole = isinstance(error, Exception)
+            if not (lease.cut_off and lease.interruption.ended(error)):
+                raise
+            interrupted = True
         finally:
-            ahead.close()
+            if lease.watched:
+                runtime.watchdog.ended(lease)
+            if (lease.cut_off or not whole) and slot.retire is None:
+                # Something of the call may still be there: a thread, a task it has started.
+                slot.retire = "expired" if lease.cut_off else "cancelled"
+            if lease._deferred:
+                await self._run_deferred(lease, app_context)
+            lease.seal()
+            if token is not None:
+                _reset(token)
+            in_flight.pop(lease.id, None)
+            if slot.lease:
+                runtime.pool.give_back(slot)
+            if runtime.closing:
+                runtime.note_drained()
+            if ahead is not None and not interrupted:
+                ahead.close()
+        if interrupted:
+            try:
+                await self._answer_cut_off(lease, scope, receive, send)
+            finally:
+                if ahead is not None:
+                    ahead.close()
+            return None
+        return result
 
     async def _ready(self, scope: Scope, receive: Receive, send: Send) -> Runtime | None:
         """Open the app, or answer that it is not to be had."""
@@ -194,8 +269,12 @@ class SandboxedApp:
         self, runtime: Runtime, ahead: ReadAhead, scope: Scope, send: Send
     ) -> Slot[Sandbox] | None:
         """Wait for a sandbox; answer 503 if there is none to be had."""
+        slot = None
         try:
             slot = await runtime.pool.wait(on_queued=ahead.start)
+            if slot is None:
+                runtime.counters.hung_up += 1
+            return slot
         except PoolTimeoutError as error:
             limit = f"no sandbox became free within {self.options.pool['acquire_timeout']} s"
             cause: Exception = error
@@ -206,16 +285,18 @@ class SandboxedApp:
             limit, cause = "the app is shutting down", error
         except FactoryError as error:
             limit, cause = "a sandbox could not be made", error
-        else:
+        except BaseException:
+            ahead.close()
+            raise
+        finally:
             ahead.stop()
-            if slot is None:
-                runtime.counters.hung_up += 1
-            return slot
-        ahead.stop()
-        logger.warning("%s %s: %s", scope.get("method", "WEBSOCKET"), scope.get("path"), cause)
-        await self._refuse(
-            runtime, limit, scope, ahead.receive, send, connect_seen=ahead.connect_seen
-        )
+        try:
+            logger.warning("%s %s: %s", scope.get("method", "WEBSOCKET"), scope.get("path"), cause)
+            await self._refuse(
+                runtime, limit, scope, ahead.receive, send, connect_seen=ahead.connect_seen
+            )
+        finally:
+            ahead.close()
         return None
 
     async def _refuse(
@@ -239,71 +320,6 @@ class SandboxedApp:
             connect_seen=connect_seen,
         )
 
-    async def _serve(
-        self, runtime: Runtime, slot: Slot[Sandbox], scope: Scope, receive: Receive, send: Send
-    ) -> Any:
-        """Run the app in a leased sandbox, and end the lease, whatever happens."""
-        sandbox = slot.item
-        lease = RequestLease(runtime.factory, sandbox, scope, current.get(), runtime, slot.since)
-        interruption = runtime.loop.interruption()
-        call = lease.call = AppCall(runtime.running, lease, interruption)
-        in_flight = runtime.in_flight
-        in_flight[lease.id] = lease
-        counters = runtime.counters
-        counters.requests += 1
-        if len(in_flight) > counters.peak:
-            counters.peak = len(in_flight)
-        result: Any = None
-        whole = False  # whether the app came to an end of its own
-        app_context = None
-        token = None
-        run: Callable[..., Any]
-        try:
-            if runtime.watches:
-                lease.watched = True
-                runtime.watchdog.started(lease)
-            scope["sandboxpool.lease"] = lease
-            request_state = getattr(sandbox, "request_state", None)
-            if request_state is not None:
-                state = request_state(scope.get("state"))
-                if state is not None:
-                    scope["state"] = state
-            if runtime.isolates_context:
-                app_context = copy_context()
-                run = app_context.run
-                run(current.set, lease)
-                app_receive, app_send = outside(copy_context(), call, receive, send)
-            else:
-                token = current.set(lease)
-                run, app_receive, app_send = call_plainly, receive, noting(call, send)
-            with interruption:
-                try:
-                    result = await call.begin(run, run(sandbox, scope, app_receive, app_send))
-                    whole = True
-                except Exception:
-                    whole = True
-                    raise
-        finally:
-            if lease.watched:
-                runtime.watchdog.ended(lease)
-            if (lease.cut_off or not whole) and slot.retire is None:
-                # Something of the call may still be there: a thread, a task it has started.
-                slot.retire = "expired" if lease.cut_off else "cancelled"
-            if lease._deferred:
-                await self._run_deferred(lease, app_context)
-            lease.seal()
-            if token is not None:
-                _reset(token)
-            del in_flight[lease.id]
-            if slot.lease:
-                runtime.pool.give_back(slot)
-            if runtime.closing:
-                runtime.note_drained()
-        if interruption.caught:
-            await self._answer_cut_off(lease, call, scope, receive, send)
-            return None
-        return result
-
     async def _run_deferred(self, lease: RequestLease, context: Any) -> None:
         def report(error: BaseException) -> None:
             logger.error(
@@ -325,7 +341,7 @@ class SandboxedApp:
             )
 
     async def _answer_cut_off(
-        self, lease: RequestLease, call: AppCall, scope: Scope, receive: Receive, send: Send
+        self, lease: RequestLease, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Answer a request that was told to stop, or cut its connection."""
         if lease.cut_off == 503:
@@ -333,7 +349,7 @@ class SandboxedApp:
         else:
             text = "Gateway timeout: the request took longer than its execution timeout."
             retry_after = None
-        if call.answered is None:
+        if lease.answered is None:
             await answer(
                 scope,
                 receive,
@@ -344,7 +360,7 @@ class SandboxedApp:
                 close_code=INTERNAL_ERROR,
                 connect_seen=True,
             )
-        elif call.answered == "websocket.accept":
+        elif lease.answered == "websocket.accept":
             await send({"type": "websocket.close", "code": INTERNAL_ERROR, "reason": text[:120]})
         else:
             raise ExecutionTimeoutError(

@@ -19,7 +19,7 @@ def stack_of(lease: RequestLease) -> str:
     It follows what each coroutine awaits. The children of a task group are other tasks, which
     can be told from here only by the frame that waits for them.
     """
-    steps: Any = None if lease.call is None else lease.call.steps
+    steps = lease.steps
     frames: list[tuple[FrameType, int]] = []
     while steps is not None and len(frames) < 200:
         frame, steps = _frame_and_next(steps)

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
 from contextvars import Context
-from types import CoroutineType, GeneratorType
+from types import CoroutineType, GeneratorType, coroutine
 from typing import Any
 
-from sandboxpool._loop import Interruption
+from sandboxpool._context import RequestLease
 from sandboxpool._types import Message, Receive, Send
 
 ANSWERS = frozenset(
@@ -97,64 +97,49 @@ class Running:
         self.lease: Any = None
 
 
-class AppCall:
-    """The call of the app: awaited once, in the server's task.
+@coroutine
+def drive(
+    running: Running, lease: RequestLease, run: Callable[..., Any], steps: Any
+) -> Generator[Any, Any, Any]:
+    """Run the app, step by step, and note with each step that it is this request's.
 
-    Attributes:
-        interruption: Can cancel the call.
-        steps: What is driven; its stack shows where the app is.
-        answered: The type of the message that began the app's answer, or `None`.
+    Args:
+        running: Where to note it.
+        lease: The lease of the request.
+        run: `Context.run` of the app's context, or `call_plainly`.
+        steps: What the app returned, as `steps_of` made it.
+
+    Returns:
+        What the app returned in the end.
     """
-
-    __slots__ = ("_lease", "_run", "_running", "answered", "interruption", "steps")
-
-    def __init__(self, running: Running, lease: Any, interruption: Interruption) -> None:
-        self._running = running
-        self._lease = lease
-        self._run: Any = None
-        self.interruption = interruption
-        self.answered: str | None = None
-        self.steps: Any = None
-
-    def cancel(self) -> None:
-        """Cancel the app, not the server's task."""
-        self.interruption.cancel()
-
-    def begin(self, run: Callable[..., Any], awaitable: Awaitable[Any]) -> AppCall:
-        """Take over what the app returned; *run* is `Context.run`, or `call_plainly`."""
-        self._run = run
-        self.steps = awaitable if type(awaitable) is CoroutineType else steps_of(awaitable)
-        return self
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        run, steps, running, lease = self._run, self.steps, self._running, self._lease
-        outer = running.lease  # of a wrapped app that calls this one
+    outer = running.lease  # of a wrapped app that calls this one
+    running.lease = lease
+    try:
+        yielded = run(steps.send, None)
+    except StopIteration as end:
+        return end.value
+    finally:
+        running.lease = outer
+    send, throw = steps.send, steps.throw
+    while True:
+        try:
+            sent = yield yielded
+        except GeneratorExit:
+            # The task is being dropped: let the app clean up, in its own context.
+            run(steps.close)
+            raise
+        except BaseException as error:
+            step, sent = throw, error
+        else:
+            step = send
+        outer = running.lease
         running.lease = lease
         try:
-            yielded = run(steps.send, None)
+            yielded = run(step, sent)
         except StopIteration as end:
             return end.value
         finally:
             running.lease = outer
-        send, throw = steps.send, steps.throw
-        while True:
-            try:
-                sent = yield yielded
-            except GeneratorExit:
-                run(steps.close)
-                raise
-            except BaseException as error:
-                step, sent = throw, error
-            else:
-                step = send
-            outer = running.lease
-            running.lease = lease
-            try:
-                yielded = run(step, sent)
-            except StopIteration as end:
-                return end.value
-            finally:
-                running.lease = outer
 
 
 def call_plainly(function: Callable[..., Any], *args: Any) -> Any:
@@ -162,7 +147,9 @@ def call_plainly(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
-def outside(context: Context, call: AppCall, receive: Receive, send: Send) -> tuple[Receive, Send]:
+def outside(
+    context: Context, lease: RequestLease, receive: Receive, send: Send
+) -> tuple[Receive, Send]:
     """Return the server's `receive` and `send` such that they run in *context*."""
     run = context.run
 
@@ -177,8 +164,8 @@ def outside(context: Context, call: AppCall, receive: Receive, send: Send) -> tu
         return message
 
     async def send_outside(message: Message) -> None:
-        if call.answered is None and message["type"] in ANSWERS:
-            call.answered = message["type"]
+        if lease.answered is None and message["type"] in ANSWERS:
+            lease.answered = message["type"]
         steps = send(message)
         if type(steps) is not CoroutineType:
             steps = steps_of(steps)
@@ -203,12 +190,12 @@ class _Rest:
         return rest(self._run, self._steps, self._yielded)
 
 
-def noting(call: AppCall, send: Send) -> Send:
-    """Return the server's `send` such that *call* learns whether an answer has begun."""
+def noting(lease: RequestLease, send: Send) -> Send:
+    """Return the server's `send` such that *lease* learns whether an answer has begun."""
 
     async def noting_send(message: Message) -> None:
-        if call.answered is None and message["type"] in ANSWERS:
-            call.answered = message["type"]
+        if lease.answered is None and message["type"] in ANSWERS:
+            lease.answered = message["type"]
         await send(message)
 
     return noting_send
