@@ -65,7 +65,10 @@ async def call(app: Any, path: str, *, query: str = "", **scope: Any) -> Answer:
 async def talk(app: Any, path: str, **scope: Any) -> str:
     """Open a websocket and return the first text that the app sends."""
     said: list[str] = []
-    messages = [{"type": "websocket.connect"}, {"type": "websocket.disconnect", "code": 1000}]
+    messages: list[dict[str, Any]] = [
+        {"type": "websocket.connect"},
+        {"type": "websocket.disconnect", "code": 1000},
+    ]
 
     async def receive() -> dict[str, Any]:
         return messages.pop(0)

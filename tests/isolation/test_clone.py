@@ -231,7 +231,7 @@ class Stubborn:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.__dict__["count"] += 1
         scope["found"] = self.__dict__["count"]
-        await self.app(scope, receive, send)
+        await self.__dict__["app"](scope, receive, send)
 
 
 class Renamed:
@@ -615,7 +615,7 @@ async def test_the_policy_of_middleware(policy: str, made: int, second: Any, key
     app = app_with(tell)
     app.add_middleware(GZipMiddleware)
     app.add_middleware(Registered, labels={})
-    async with Driver(CloneFactory(app, middleware={key: policy}), 2) as driver:  # type: ignore[dict-item]
+    async with Driver(CloneFactory(app, middleware={key: policy}), 2) as driver:
         for number in (0, 1):
             await driver.get(number, "/")
         assert (await driver.get(0, "/")).data == second
@@ -651,7 +651,7 @@ async def test_a_limit_of_a_dependency_stays_common() -> None:
 
 async def test_keep() -> None:
     """What `keep=` names survives in its sandbox, and nothing else does."""
-    app = FastAPI()
+    app: Any = FastAPI()
     app.state.cache = {}
     app.state.users = []
     app.hits = []
@@ -677,7 +677,7 @@ async def test_keep() -> None:
 
 async def test_share() -> None:
     """What `share=` names is common to all clones."""
-    app = FastAPI()
+    app: Any = FastAPI()
     app.state.cache = []
     app.hits = []
 

@@ -30,6 +30,12 @@ def private(source: dict[str, Any], *, share: tuple[tuple[str, ...], ...] = ()) 
     return PrivateDict(LeaseMemo(object(), SharedNames(share)), source)
 
 
+def updated(state: dict[str, Any]) -> dict[str, Any]:
+    other: dict[str, Any] = {}
+    other.update(state)
+    return other
+
+
 READS = {
     "item": lambda d: d["users"],
     "get": lambda d: d.get("users"),
@@ -45,7 +51,7 @@ READS = {
     "pop": lambda d: d.pop("users"),
     "popitem": lambda d: d.popitem()[1],
     "setdefault": lambda d: d.setdefault("users", None),
-    "update of another": lambda d: (other := {}, other.update(d))[0]["users"],
+    "update of another": lambda d: updated(d)["users"],
     "state attribute": lambda d: State(d).users,
     "state item": lambda d: State(d)["users"],
     "the dict of the state": lambda d: State(d)._state["users"],
@@ -167,7 +173,8 @@ def make_app(endpoint: Any) -> Starlette:
 
 async def test_a_stray_task_cannot_touch_the_state_of_the_next_lease() -> None:
     """Whatever way a task takes to the state after its request, it gets `LeaseEndedError`."""
-    go_on, errors = anyio.Event(), []
+    go_on = anyio.Event()
+    errors: list[BaseException] = []
     groups: list[Any] = []
 
     async def endpoint(request: Request) -> JSONResponse:

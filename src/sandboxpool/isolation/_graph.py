@@ -25,7 +25,7 @@ from ._stand_in import original_class
 
 Make = Callable[[list[Any]], Any]
 
-_SMALL = 8
+_SMALL = 16
 """Objects with at most as many attributes are made without a dict, which is smaller."""
 
 _FRAMEWORKS = ("starlette.", "fastapi.")
@@ -118,7 +118,7 @@ class Recipe:
     def build(self) -> list[Any]:
         """Return new private objects."""
         new = self._blank.copy()
-        create = object.__new__
+        create: Callable[[type], Any] = object.__new__
         write = object.__setattr__
         for index, cls, names in self._small:
             made = new[index] = create(cls)
@@ -455,4 +455,3 @@ def getattr_dict(value: Any) -> dict[str, Any] | None:
     except AttributeError:
         return None
     return values
-

@@ -2,40 +2,33 @@
 
 What a user's class may have done anything to is put back by writing, without comparing: a
 comparison would call foreign `__eq__` methods and miss `True` in place of `1`. What belongs to
-the framework alone, and hardly ever changes, is compared in bulk first, in C, by identity.
+the framework alone, and hardly ever changes, is compared first, all of it in one instruction.
 """
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
-from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
-_NOTHING: dict[type, Any] = {}
-_clear = dict.clear
-_update = dict.update
-
 
 class Restorer:
-    """Knows what a set of private objects looked like when it was made."""
+    """Knows what a set of private objects looked like when it was made.
 
-    __slots__ = ("_calm", "_calm_flat", "_calm_views", "_empty", "_flat", "_full", "_nothing",
-                 "_quiet", "_quiet_full", "_slots", "_wild", "snapshots")  # fmt: skip
+    Attributes:
+        snapshots: The attributes of each object, by the id of its `__dict__`.
+    """
+
+    __slots__ = ("_calm", "_known", "_lists", "_slots", "_wild", "_written", "snapshots")
 
     def __init__(self) -> None:
         self.snapshots: dict[int, dict[str, Any]] = {}
-        self._wild: list[tuple[Any, dict[str, Any], dict[str, Any]]] = []
-        self._calm: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self._calm_views: list[Any] = []
-        self._calm_flat: list[Any] = []
-        self._flat: Callable[..., list[Any]] = _flattener(0)
-        self._empty: list[Any] = []
-        self._nothing: list[Any] = []
-        self._full: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
-        self._quiet: list[Any] = []
-        self._quiet_full: list[Any] = []
+        self._wild: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._written: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
+        self._lists: list[tuple[list[Any], list[Any]]] = []
+        self._calm: list[Any] = []
+        self._known: list[Any] = []
         self._slots: list[tuple[Any, str, bool, Any]] = []
 
     def watch_dict(self, values: dict[str, Any], *, calm: bool) -> None:
@@ -43,16 +36,17 @@ class Restorer:
 
         Args:
             values: The `__dict__` of the object.
-            calm: Whether only the framework's own code is expected to change it.
+            calm: Whether equality with the old attributes is proof enough.
         """
         snapshot: dict[str, Any] = {}
         # Filled in one go, so that the table is compact and copying it back is one memcpy.
         snapshot.update(values)
         self.snapshots[id(values)] = snapshot
         if calm:
-            self._calm.append((values, snapshot))
+            self._calm.append(values)
+            self._known.append(snapshot)
         else:
-            self._wild.append((values, snapshot, snapshot))
+            self._wild.append((values, snapshot))
 
     def watch_slot(self, owner: Any, name: str) -> None:
         """Remember an attribute that lives in a slot."""
@@ -71,61 +65,41 @@ class Restorer:
         cls = type(container)
         if cls is SimpleNamespace:
             self.watch_dict(vars(container), calm=False)
-            return
-        if not container:
-            self._empty.append(container)
-            if cls not in _NOTHING:
-                _NOTHING[cls] = cls() if cls in _WRITERS else {}
-            self._nothing.append(_NOTHING[cls])
-            return
-        snapshot = _COPY.get(cls, cls.copy)(container)
-        if calm:
-            self._quiet.append(container)
-            self._quiet_full.append(snapshot)
+        elif not container:
+            # Only something empty equals it, so this comparison is exact for everybody.
+            self._calm.append(container)
+            self._known.append(_EMPTY.get(cls, {}))
+        elif calm:
+            self._calm.append(container)
+            self._known.append(container.copy())
+        elif cls is list:
+            self._lists.append((container, container.copy()))
         else:
-            self._full.append((_WRITERS.get(cls, _write_mapping), container, snapshot))
-
-    def seal(self) -> None:
-        """Finish, after the last `watch_` call."""
-        self._calm_views = [values.values() for values, _ in self._calm]
-        self._flat = _flattener(len(self._calm_views))
-        self._calm_flat = self._flat(*self._calm_views)
-
-    def replace(self, values: dict[str, Any], key: str, value: Any) -> None:
-        """Change an attribute now and for every restore to come."""
-        values[key] = value
-        self.snapshots[id(values)][key] = value
-        if any(values is calm for calm, _ in self._calm):
-            self.seal()
+            write = _WRITERS.get(cls, _write_mapping)
+            self._written.append((write, container, container.copy()))
 
     def restore(self) -> None:
         """Put everything back."""
-        for values, snapshot, _ in self._wild:
+        for values, snapshot in self._wild:
             # An update of an empty dict copies the whole table at once: several times faster
-            # than an update in place, and it drops what was added.
+            # than an update in place, and what was added is gone.
             values.clear()
             values.update(snapshot)
+        for items, old in self._lists:
+            items[:] = old
+        for write, container, snapshot in self._written:
+            write(container, snapshot)
         try:
-            changed = self._flat(*self._calm_views) != self._calm_flat
+            changed = self._calm != self._known
         except Exception:
             changed = True
         if changed:
-            for values, snapshot in self._calm:
-                _clear(values)
-                _update(values, snapshot)
-        if self._empty != self._nothing:
-            for container in self._empty:
-                container.clear()
-        for write, container, snapshot in self._full:
-            write(container, snapshot)
-        if self._quiet:
-            try:
-                changed = self._quiet != self._quiet_full
-            except Exception:
-                changed = True
-            if changed:
-                for container, snapshot in zip(self._quiet, self._quiet_full, strict=True):
-                    _WRITERS.get(type(container), _write_mapping)(container, snapshot)
+            for container, snapshot in zip(self._calm, self._known, strict=True):
+                _WRITERS.get(type(container), _write_mapping)(container, snapshot)
+        if self._slots:
+            self._restore_slots()
+
+    def _restore_slots(self) -> None:
         for owner, name, present, value in self._slots:
             if present:
                 object.__setattr__(owner, name, value)
@@ -133,7 +107,7 @@ class Restorer:
                 try:
                     object.__delattr__(owner, name)
                 except AttributeError:
-                    pass
+                    continue
 
 
 def _write_list(container: Any, snapshot: Any) -> None:
@@ -141,16 +115,12 @@ def _write_list(container: Any, snapshot: Any) -> None:
 
 
 def _write_mapping(container: Any, snapshot: Any) -> None:
-    _clear(container)
-    _update(container, snapshot)
+    # Also for `Counter`, whose own `update` adds, and for subclasses that do more on a write.
+    dict.clear(container)
+    dict.update(container, snapshot)
 
 
-def _write_ordered(container: OrderedDict[Any, Any], snapshot: OrderedDict[Any, Any]) -> None:
-    container.clear()
-    container.update(snapshot)
-
-
-def _write_set(container: set[Any], snapshot: set[Any]) -> None:
+def _write_set(container: Any, snapshot: Any) -> None:
     container.clear()
     container.update(snapshot)
 
@@ -163,22 +133,14 @@ def _write_deque(container: deque[Any], snapshot: deque[Any]) -> None:
 _WRITERS: dict[type, Callable[[Any, Any], None]] = {
     list: _write_list,
     bytearray: _write_list,
-    dict: _write_mapping,
-    Counter: _write_mapping,
-    OrderedDict: _write_ordered,
+    OrderedDict: _write_set,
     set: _write_set,
     deque: _write_deque,
 }
-_COPY: dict[type, Callable[[Any], Any]] = {}
-
-
-@lru_cache(maxsize=256)
-def _flattener(count: int) -> Callable[..., list[Any]]:
-    """Return a function that joins *count* iterables into one list, in one instruction each."""
-    names = [f"v{number}" for number in range(count)]
-    body = ", ".join(f"*{name}" for name in names)
-    source = f"def flat({', '.join(names)}): return [{body}]"
-    space: dict[str, Any] = {}
-    exec(source, space)
-    flat: Callable[..., list[Any]] = space["flat"]
-    return flat
+_EMPTY: dict[type, Any] = {
+    list: [],
+    bytearray: bytearray(),
+    OrderedDict: OrderedDict(),
+    set: set(),
+    deque: deque(),
+}

@@ -39,6 +39,31 @@ class Rules:
     policy: Callable[[type], str] = attrs.field(default=lambda cls: "copy")
 
 
+class StateEntry:
+    """A state object of a sandbox.
+
+    Attributes:
+        values: The attributes of the object that holds the state.
+        snapshot: The same, as a reset restores them.
+        key: The name of the state among them.
+        source: The original's dict.
+        private: The dict behind the state.
+        state: The state.
+        references: How many references there are to it when nobody else holds it.
+    """
+
+    __slots__ = ("key", "private", "references", "snapshot", "source", "state", "values")
+
+    def __init__(self, values: dict[str, Any], key: str, source: dict[str, Any]) -> None:
+        self.values = values
+        self.key = key
+        self.source = source
+        self.snapshot = values
+        self.private = _NO_STATE
+        self.state: Any = None
+        self.references = 0
+
+
 class AppSandbox:
     """A private app: an ASGI callable that serves one call at a time.
 
@@ -59,7 +84,7 @@ class AppSandbox:
         self._owner = owner
         self._rules = rules
         self._restorer: Restorer | None = None
-        self._states: list[list[Any]] = []
+        self._states: list[StateEntry] = []
         self._memo = LeaseMemo(owner, rules.shared_names)
         self.app: ASGIApp = template.app
         self.apps: dict[int, Any] = {}
@@ -98,13 +123,11 @@ class AppSandbox:
         old = self._states
         self._states = []
         for number, (index, key, source) in enumerate(recipe.states):
-            values = new[index].__dict__
-            private = PrivateDict(self._memo, source)
+            entry = StateEntry(new[index].__dict__, key, source)
             if self._rules.kept_states and number < len(old):
-                self._carry(old[number][3], private)
-            state = recipe.make_state(private)
-            values[key] = state
-            self._states.append([values, key, source, private, state, 0])
+                entry.private = old[number].private
+            self._states.append(entry)
+            self._replace(entry)
 
     def arm(self) -> None:
         """Remember how everything looks now: as after start-up."""
@@ -124,10 +147,9 @@ class AppSandbox:
                 restorer.watch_container(made.originals[at], calm=False)
             for at in made.nodes[1:]:
                 watch_object(restorer, made.originals[at], calm=False)
-        restorer.seal()
         for entry in self._states:
-            state = entry[4]
-            entry[5] = getrefcount(state)
+            entry.snapshot = restorer.snapshots[id(entry.values)]
+            entry.references = getrefcount(entry.state)
 
     def override(self, index: int, overrides: dict[Any, Any] | None) -> None:
         """Use other dependency overrides for this lease, in an app of the sandbox."""
@@ -138,10 +160,8 @@ class AppSandbox:
         """Make the app as it was after start-up, or do what `reset=` says instead."""
         policy = self._rules.reset
         if policy == "restore":
-            if self._restorer is not None:
-                self.restore()
-            return None
-        if callable(policy):
+            self.restore()
+        elif callable(policy):
             result: Awaitable[None] | None = policy(self)
             return result
         return None
@@ -163,10 +183,8 @@ class AppSandbox:
             self._renew()
             return
         for entry in self._states:
-            state = entry[4]
             # Somebody still holds the state object: its next use must fail, not write here.
-            if getrefcount(state) != entry[5]:
-                del state
+            if getrefcount(entry.state) != entry.references:
                 self._renew()
                 return
 
@@ -174,24 +192,21 @@ class AppSandbox:
         """Give the next lease new state objects; whoever holds the old ones gets errors."""
         self._memo.ended = True
         memo = self._memo = LeaseMemo(self._owner, self._rules.shared_names)
-        restorer = self._restorer
         for entry in self._states:
-            values, key, source, old = entry[:4]
-            private = PrivateDict(memo, source)
-            if self._rules.kept_states:
-                self._carry(old, private)
-            state = self._recipe.make_state(private)
-            entry[3], entry[4] = private, state
-            if restorer is None:
-                values[key] = state
+            if entry.private.idle and getrefcount(entry.state) == entry.references:
+                entry.private.use(memo)
             else:
-                restorer.replace(values, key, state)
+                self._replace(entry)
 
-    def _carry(self, old: PrivateDict, new: PrivateDict) -> None:
+    def _replace(self, entry: StateEntry) -> None:
+        private = PrivateDict(self._memo, entry.source)
         for name in self._rules.kept_states:
-            present, value = old.peek(name)
+            present, value = entry.private.peek(name)
             if present:
-                new.carry(name, value)
+                private.carry(name, value)
+        entry.private = private
+        entry.state = entry.values[entry.key] = self._recipe.make_state(private)
+        entry.snapshot[entry.key] = entry.state
 
     async def aclose(self) -> None:
         """Drop everything private."""
@@ -220,6 +235,9 @@ class AppSandbox:
             if key not in own or own[key] is not value:
                 private.carry(key, value)
         return private
+
+
+_NO_STATE = PrivateDict(LeaseMemo(None, SharedNames()), {})
 
 
 def watch_object(restorer: Restorer, value: Any, *, calm: bool) -> None:

@@ -51,7 +51,7 @@ class LeaseMemo:
 
     def __init__(self, owner: object, shared: SharedNames) -> None:
         self.copies: dict[int, Any] | None = None
-        self.originals: list[Any] = []
+        self.originals: list[Any] | None = None
         self.lease: RequestLease | None = None
         self.touched = False
         self.ended = False
@@ -77,11 +77,14 @@ class LeaseMemo:
 
     def copy(self, value: Any) -> Any:
         """Return the private copy of *value* for this lease."""
-        copies = self.copies
-        if copies is None:
-            copies = self.copies = {}
-        self.originals.append(value)
-        return copy_plain(value, copies)
+        return copy_plain(value, self.know(value))
+
+    def know(self, original: Any) -> dict[int, Any]:
+        """Keep *original* alive; return the copies, where its id may be used from now on."""
+        if self.copies is None or self.originals is None:
+            self.copies, self.originals = {}, []
+        self.originals.append(original)
+        return self.copies
 
 
 class SharedNames:
@@ -102,10 +105,7 @@ class SharedNames:
                 else:
                     value = getattr(value, key, None)
             if type(value) in CONTAINERS:
-                if memo.copies is None:
-                    memo.copies = {}
-                memo.originals.append(value)
-                memo.copies[id(value)] = value
+                memo.know(value)[id(value)] = value
 
 
 class PrivateDict(dict[str, Any]):
@@ -160,6 +160,15 @@ class PrivateDict(dict[str, Any]):
     def _resolve_all(self) -> None:
         for key in [key for key, value in dict.items(self) if type(value) is _Pending]:
             self._resolve(key)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody has looked into it yet."""
+        return not self._filled
+
+    def use(self, memo: LeaseMemo) -> None:
+        """Serve the next lease, since nobody has looked into it in this one."""
+        self._memo = memo
 
     def peek(self, key: str) -> tuple[bool, Any]:
         """Return whether this lease has read or written *key*, and its value then."""

@@ -36,6 +36,7 @@ class Template:
         self._recipe = Recipe()
         self._watched: list[tuple[dict[str, Any], str, Any, int]] = []
         self._overrides: list[tuple[dict[str, Any], int, Any, dict[Any, Any]]] = []
+        self._unchanged: Callable[[], bool] = bool
         self._stand_ins: list[Any] = []
 
     def compile(self) -> Recipe:
@@ -70,6 +71,7 @@ class Template:
                 app, self.owner, self._changed
             ):
                 self._stand_ins.append(app)
+        self._unchanged = _checker(self._watched, self._overrides)
         self._stale = False
         return recipe
 
@@ -78,6 +80,7 @@ class Template:
         values = getattr_dict(app) or {}
         if self._recipe.root is not None and "dependency_overrides" in values:
             self._overrides.append((values, self._recipe.root, values["dependency_overrides"], {}))
+            self._unchanged = _checker(self._watched, self._overrides)
 
     def _changed(self, name: str) -> None:
         # Overrides are looked up at every lease anyway.
@@ -97,12 +100,13 @@ class Template:
 
     def refresh(self, sandbox: AppSandbox) -> None:
         """Bring *sandbox* up to date at the start of a lease."""
-        if not self._stale:
-            for values, key, known, size in self._watched:
-                now = values.get(key)
-                if now is not known or len(now) != size:
-                    self._stale = True
-                    break
+        if not self._stale and sandbox.version == self._version and self._unchanged():
+            return
+        for values, key, known, size in self._watched:
+            now = values.get(key)
+            if now is not known or len(now) != size:
+                self._stale = True
+                break
         if self._stale or sandbox.version != self._version:
             self.build_into(sandbox)
             sandbox.arm()
@@ -117,6 +121,27 @@ class Template:
             _stand_in.remove(app, self.owner, self._changed)
         self._stand_ins = []
         self._stale = True
+
+
+def _checker(watched: list[Any], overrides: list[Any]) -> Callable[[], bool]:
+    """Return a function that tells whether a template looks as it did.
+
+    Every request asks this, so the function is written out for this template, without a loop.
+    """
+    space: dict[str, Any] = {}
+    terms = ["True"]
+    for number, (values, key, known, size) in enumerate(watched):
+        space.update({f"v{number}": values, f"k{number}": known})
+        terms.append(f"v{number}[{key!r}] is k{number} and len(k{number}) == {size}")
+    for number, (values, _, known, content) in enumerate(overrides):
+        space.update({f"w{number}": values, f"o{number}": known, f"c{number}": content})
+        terms.append(f"w{number}.get('dependency_overrides') is o{number}")
+        if known is not None:
+            terms.append(f"o{number} == c{number}" if content else f"not o{number}")
+    names = ", ".join(f"{name}={name}" for name in space)
+    exec(f"def unchanged({names}): return {' and '.join(terms)}", space)
+    unchanged: Callable[[], bool] = space["unchanged"]
+    return unchanged
 
 
 def _plan_fresh(recipe: Recipe, policy: Callable[[type], str]) -> None:

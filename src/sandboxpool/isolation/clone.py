@@ -97,6 +97,10 @@ class CloneFactory:
         """Return a new clone."""
         if self._mode == "each":
             return await self._create_with_lifespan()
+        return self.build()
+
+    def build(self) -> AppSandbox:
+        """Return a new clone of the template."""
         sandbox = AppSandbox(self, self._options.rules, self._template)
         sandbox.lifespan_state = self.lifespan_state
         return sandbox
