@@ -19,7 +19,7 @@ import anyio
 from ._app_options import AppOptions
 from ._context import RequestLease
 from ._exceptions import PoolClosedError
-from ._loop import Home, Loop, Wakeup, running_loop
+from ._loop import Background, Home, Loop, Wakeup, running_loop
 from ._monitor import LoopMonitor
 from ._pool import Pool
 from ._stats import OLDEST_SHOWN, AppStatistics, RequestInFlight
@@ -67,6 +67,7 @@ class Runtime:
         self.isolates_context = options.isolate_context
         self.ready = False
         self.closing = False
+        self.closed = False
         self.in_flight: dict[int, RequestLease] = {}
         self.running = Running()
         self.interruption = self.loop.interruption
@@ -82,7 +83,9 @@ class Runtime:
         self.monitor: LoopMonitor | None = None
         self.owner = owner
         self._opening: list[Wakeup] | None = None
-        self._open_error: BaseException | None = None
+        self._opener: Background | None = None
+        self._open_error: Exception | None = None
+        self._closers: list[Wakeup] = []
         self._started = False
         self._last_ended: Wakeup | None = None
 
@@ -90,7 +93,7 @@ class Runtime:
     def state(self) -> str:
         """`"closed"`, `"open"` or `"draining"`."""
         if self.closing:
-            return "closed" if self.slots.size == 0 else "draining"
+            return "closed" if self.closed else "draining"
         return "open" if self.ready else "closed"
 
     def is_here(self) -> bool:
@@ -114,7 +117,7 @@ class Runtime:
             # In a task of its own: the request that happens to be the first may be cancelled.
             self._opening = []
             self._open_error = None
-            self.loop.spawn(self._open, f"open {self.options.name}")
+            self._opener = self.loop.spawn(self._open, f"open {self.options.name}")
         wakeup = self.loop.wakeup()
         self._opening.append(wakeup)
         await wakeup
@@ -127,22 +130,28 @@ class Runtime:
             self._started = True
             await self.pool.open()
         except BaseException as error:
-            self._open_error = error
+            # Those who wait were not cancelled when this task was: they get an error of theirs.
+            self._open_error = (
+                error
+                if isinstance(error, Exception) and not self.closing
+                else PoolClosedError(f"{self.options.name} was closed while it started.")
+            )
             try:
-                if self._started:
-                    with anyio.CancelScope(shield=True):
-                        await self._stop_factory()
+                with anyio.CancelScope(shield=True):
+                    await self._stop_factory()
             except Exception as stopping:
                 logger.warning("%s: %s", self.options.name, stopping)
             if not isinstance(error, Exception):
                 raise
-            # A pool is opened once; whoever tries again (the next request) gets a new one.
-            self.pool = Pool(self.factory, **self.options.pool)
-            self.slots = self.pool.slots
+            if not self.closing:
+                # A pool is opened once; whoever tries again (the next request) gets a new one.
+                self.pool = Pool(self.factory, **self.options.pool)
+                self.slots = self.pool.slots
         else:
             self._begin_watching()
             self.ready = not self.closing
         finally:
+            self._opener = None
             waiting, self._opening = self._opening or [], None
             for wakeup in waiting:
                 wakeup.wake()
@@ -162,6 +171,7 @@ class Runtime:
         """Let requests in flight finish, then end everything.
 
         Cancelled meanwhile, it waits no longer for requests, and ends the rest all the same.
+        A second call waits for the first.
 
         Args:
             timeout: Seconds for the requests, `None` for no limit; then they are cancelled.
@@ -169,10 +179,16 @@ class Runtime:
         Raises:
             LifespanShutdownError: The app did not stop in order; everything else was closed.
         """
+        if self.closing:
+            await self._closed_by_another()
+            return
         self.closing = True
         self.ready = False
         self.pool.begin_close()  # those who wait for a sandbox are told now
+        in_time = False
+        failure: Exception | None = None
         try:
+            await self._give_up_opening()
             with anyio.move_on_after(timeout):
                 await self._drained()
             if self.in_flight:
@@ -187,16 +203,50 @@ class Runtime:
                     self.cut_off(lease, 503)
                 with anyio.move_on_after(_LAST_GRACE):
                     await self._drained()
+            in_time = True
         finally:
-            self.watchdog.stop()
-            if self.monitor is not None:
-                self.monitor.stop()
-                self.counters.stalls += self.monitor.stalls
-                self.monitor = None
+            self._stop_watching()
             # Also when cancelled: what was started gets its chance to stop.
             with anyio.CancelScope(shield=True):
-                await self.pool.aclose(0)
-                await self._stop_factory()
+                try:
+                    await self.pool.aclose(0)
+                    await self._stop_factory()
+                except Exception as error:
+                    failure = error
+                    if not in_time:  # it must not take the place of the cancellation
+                        logger.error("%s did not stop in order: %s", self.options.name, error)
+                finally:
+                    self.closed = True
+                    for wakeup in self._closers:
+                        wakeup.wake()
+        if failure is not None:
+            raise failure
+
+    def _stop_watching(self) -> None:
+        if isinstance(self.watchdog, NoWatchdog):
+            return
+        watchdog, self.watchdog = self.watchdog, NoWatchdog()
+        try:
+            watchdog.stop()
+        except Exception:
+            logger.exception("%s: the watchdog's stop() raised", self.options.name)
+        if self.monitor is not None:
+            self.monitor.stop()
+            self.counters.stalls += self.monitor.stalls
+            self.monitor = None
+
+    async def _give_up_opening(self) -> None:
+        opener = self._opener
+        if opener is not None:
+            opener.cancel()
+            with anyio.CancelScope(shield=True):
+                await opener.wait()
+
+    async def _closed_by_another(self) -> None:
+        if not self.closed:
+            wakeup = self.loop.wakeup()
+            self._closers.append(wakeup)
+            await wakeup
 
     async def _drained(self) -> None:
         while self.in_flight:

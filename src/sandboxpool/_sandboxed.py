@@ -81,10 +81,15 @@ class SandboxedApp:
             FactoryError: A sandbox could not be made; a sandbox whose own lifespan failed has
                 the `LifespanStartupError` as its cause.
         """
+        runtime = self._runtime
+        if runtime is not None and runtime.is_here() and runtime.closing:
+            await runtime.aclose(None)  # the end that has begun comes before a new start
         await self._enter().open()
 
     async def aclose(self, timeout: float | None = None) -> None:
         """Let requests in flight finish, refuse new ones, end everything.
+
+        A second call waits for the first.
 
         Args:
             timeout: Seconds for the requests in flight; by default `drain_timeout`.
@@ -93,7 +98,7 @@ class SandboxedApp:
             LifespanShutdownError: The app did not stop in order; everything else is closed.
         """
         runtime = self._runtime
-        if runtime is None or not runtime.is_here() or runtime.closing:
+        if runtime is None or not runtime.is_here():
             return
         await runtime.aclose(self.options.drain_timeout if timeout is None else timeout)
 
@@ -112,31 +117,29 @@ class SandboxedApp:
     def _enter(self) -> Runtime:
         """Return the runtime of the loop that runs here, a new one if need be."""
         runtime = self._runtime
-        if runtime is None or not runtime.is_here() or (runtime.closing and runtime.slots.closed):
+        if runtime is None or not runtime.is_here() or runtime.closed:
             runtime = self._runtime = Runtime(self, self._factory, self.options, self._counters)
         return runtime
 
     async def _serve_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         try:
-            await self.open()
-        except Exception as error:
-            logger.error("%s did not start: %s", self.options.name, error)
-            told = "".join(traceback.format_exception(error))
-            await send({"type": "lifespan.startup.failed", "message": told})
-            return
-        runtime = self._runtime
-        assert runtime is not None
-        if "state" in scope:
-            # For middleware outside of here; each request gets a copy of its own anyway.
-            scope["state"].update(getattr(self._factory, "lifespan_state", {}))
-        await send({"type": "lifespan.startup.complete"})
-        try:
+            try:
+                await self.open()
+            except Exception as error:
+                logger.error("%s did not start: %s", self.options.name, error)
+                told = "".join(traceback.format_exception(error))
+                await send({"type": "lifespan.startup.failed", "message": told})
+                return
+            runtime = self._enter()
+            if "state" in scope:
+                # For middleware outside of here; each request gets a copy of its own anyway.
+                scope["state"].update(getattr(self._factory, "lifespan_state", {}))
+            await send({"type": "lifespan.startup.complete"})
             await receive()
         except BaseException:
             # The server is going down hard: there is no time to wait for requests.
-            with anyio.CancelScope(shield=True):
-                await runtime.aclose(0)
+            await self._give_up()
             raise
         try:
             await runtime.aclose(self.options.drain_timeout)
@@ -146,6 +149,16 @@ class SandboxedApp:
             await send({"type": "lifespan.shutdown.failed", "message": told})
         else:
             await send({"type": "lifespan.shutdown.complete"})
+
+    async def _give_up(self) -> None:
+        runtime = self._runtime
+        if runtime is None or not runtime.is_here():
+            return
+        with anyio.CancelScope(shield=True):
+            try:
+                await runtime.aclose(0)
+            except Exception as error:
+                logger.error("%s did not stop in order: %s", self.options.name, error)
 
     # --- requests -----------------------------------------------------------------------------
 
