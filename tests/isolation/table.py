@@ -11,6 +11,8 @@ from typing import Any
 
 import anyio
 
+from sandboxpool import wrap
+from sandboxpool._lifespan import Lifespan
 from sandboxpool.isolation.clone import CloneFactory
 from sandboxpool.isolation.factory import AppFactory
 
@@ -64,10 +66,26 @@ async def verdict(row: Row, isolation: str, situation: str) -> Verdict:
         return await SITUATIONS[situation](driver.get)
 
 
+async def through_wrap(row: Row, isolation: str, situation: str) -> Verdict:
+    """Return the same for the app as `wrap()` serves it, with a pool."""
+    made = row.make()
+    size = 1 if situation == "in_turn" else 2
+    if isolation == "clone":
+        app = made["app"] if row.namespace else made
+        wrapped = wrap(app, min_size=size, max_size=size)
+    else:
+        make = made["create_app"] if row.namespace else row.make
+        wrapped = wrap(make, factory=True, min_size=size, max_size=size)
+
+    async def ask(number: int, path: str, **scope: Any) -> Any:
+        return await call(wrapped, path, **scope)
+
+    async with wrapped:
+        return await SITUATIONS[situation](ask)
+
+
 async def control(row: Row, situation: str) -> Verdict:
     """Return the same for the app alone."""
-    from sandboxpool._lifespan import Lifespan
-
     made = row.make()
     app = made["app"] if row.namespace else made
     lifespan = Lifespan(app)

@@ -259,7 +259,7 @@ class Itself:
         await self.handle(scope, receive, send)
 
     async def run(self, scope: Any, receive: Any, send: Any) -> None:
-        self.count += 1
+        self.__dict__ = {**self.__dict__, "count": self.count + 1}
         scope["found"] = self.count
         await self.app(scope, receive, send)
 

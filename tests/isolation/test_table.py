@@ -23,3 +23,12 @@ async def test_row(row: Row, isolation: str, situation: str) -> None:
     expected = row.clone if isolation == "clone" else row.factory
     found = await table.verdict(row, isolation, situation)
     assert found == expected[list(table.SITUATIONS).index(situation)]
+
+
+@pytest.mark.parametrize("situation", ["at_once", "in_turn"])
+@pytest.mark.parametrize("isolation", ["clone", "factory"])
+async def test_row_through_wrap(row: Row, isolation: str, situation: str) -> None:
+    """A user of `wrap()` gets what the table says."""
+    expected = row.clone if isolation == "clone" else row.factory
+    found = await table.through_wrap(row, isolation, situation)
+    assert found == expected[list(table.SITUATIONS).index(situation)]

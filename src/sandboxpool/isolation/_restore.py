@@ -20,13 +20,14 @@ class Restorer:
         snapshots: The attributes of each object, by the id of its `__dict__`.
     """
 
-    __slots__ = ("_calm", "_known", "_lists", "_slots", "_wild", "_written", "snapshots")
+    __slots__ = ("_calm", "_known", "_lists", "_owners", "_slots", "_wild", "_written", "snapshots")
 
     def __init__(self) -> None:
         self.snapshots: dict[int, dict[str, Any]] = {}
         self._wild: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._written: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
         self._lists: list[tuple[list[Any], list[Any]]] = []
+        self._owners: list[tuple[Any, dict[str, Any]]] = []
         self._calm: list[Any] = []
         self._known: list[Any] = []
         self._slots: list[tuple[Any, str, bool, Any]] = []
@@ -47,6 +48,10 @@ class Restorer:
             self._known.append(snapshot)
         else:
             self._wild.append((values, snapshot))
+
+    def watch_owner(self, owner: Any, values: dict[str, Any]) -> None:
+        """Remember which dict the attributes of a user's object are in: it may swap that, too."""
+        self._owners.append((owner, values))
 
     def watch_slot(self, owner: Any, name: str) -> None:
         """Remember an attribute that lives in a slot."""
@@ -80,6 +85,8 @@ class Restorer:
 
     def restore(self) -> None:
         """Put everything back."""
+        if self._owners:
+            self._restore_owners()
         for values, snapshot in self._wild:
             # An update of an empty dict copies the whole table at once: several times faster
             # than an update in place, and what was added is gone.
@@ -98,6 +105,11 @@ class Restorer:
                 _WRITERS.get(type(container), _write_mapping)(container, snapshot)
         if self._slots:
             self._restore_slots()
+
+    def _restore_owners(self) -> None:
+        for owner, values in self._owners:
+            if object.__getattribute__(owner, "__dict__") is not values:
+                object.__setattr__(owner, "__dict__", values)
 
     def _restore_slots(self) -> None:
         for owner, name, present, value in self._slots:

@@ -8,7 +8,8 @@ from typing import Any
 
 from sandboxpool._exceptions import OptionError
 
-from ._graph import Recipe, getattr_dict
+from ._graph import getattr_dict
+from ._recipe import Recipe
 from ._sandbox import Rules
 from ._state import SharedNames
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from ._graph import Recipe, Walk, getattr_dict, slot_names
+from ._graph import FRAMEWORKS, Walk, getattr_dict, slot_names
+from ._recipe import Recipe
 from ._restore import Restorer
 from ._state import LeaseMemo, PrivateDict, SharedNames
 
@@ -245,5 +246,7 @@ def watch_object(restorer: Restorer, value: Any, *, calm: bool) -> None:
     values = getattr_dict(value)
     if values is not None:
         restorer.watch_dict(values, calm=calm)
+        if not type(value).__module__.startswith(FRAMEWORKS):
+            restorer.watch_owner(value, values)
     for name in slot_names(type(value)):
         restorer.watch_slot(value, name)

@@ -10,7 +10,8 @@ from sandboxpool.adapters import adapter_for
 
 from . import _stand_in
 from ._data import copy_plain
-from ._graph import Recipe, Walk, getattr_dict
+from ._graph import Walk, getattr_dict
+from ._recipe import Recipe
 
 if TYPE_CHECKING:
     from ._sandbox import AppSandbox, Rules
