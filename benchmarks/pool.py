@@ -9,7 +9,7 @@ import statistics
 import tracemalloc
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from itertools import count
+from itertools import count, pairwise
 from time import monotonic, perf_counter
 from typing import Any
 
@@ -242,7 +242,7 @@ async def fairness(tasks: int, turns: int) -> tuple[int, int, float]:
         for number in range(tasks):
             group.start_soon(run, number)
     log.sort()
-    overtakes = sum(a[1] > b[1] for a, b in zip(log, log[1:], strict=False))
+    overtakes = sum(a[1] > b[1] for a, b in pairwise(log))
     steady = sorted(waits[tasks:])
     p50, p99 = steady[len(steady) // 2], steady[len(steady) * 99 // 100]
     return overtakes, max(taken) - min(taken), p99 / p50

@@ -170,6 +170,7 @@ def bind(pool: Pool[T]) -> type[PoolLease[T]]:
     check_after = slots.limits.check_after
     max_uses = slots.limits.max_uses or sys.maxsize
     IN_USE, IDLE = State.IN_USE, State.IDLE  # an attribute of an enum class is a slow one
+    wait, hand_over = pool.wait, slots.hand_over
     slow_enter, slow_exit = PoolLease.__aenter__, PoolLease.__aexit__
 
     class BoundLease(PoolLease[T]):
@@ -194,6 +195,14 @@ def bind(pool: Pool[T]) -> type[PoolLease[T]]:
                     slot.key = None
                     return slot.item
                 put_idle(slot)
+            elif home is not NOWHERE and not idle and not self._number:
+                # The queue, without the steps in between that would find nothing to do.
+                granted = await wait(self._timeout)
+                assert granted is not None  # nobody else has it taken out of the queue
+                self._number = granted.lease
+                self._key = granted.key
+                granted.key = None
+                return granted.item
             return await slow_enter(self)
 
         async def __aexit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
@@ -215,7 +224,11 @@ def bind(pool: Pool[T]) -> type[PoolLease[T]]:
                 return None
             # Again: the reset may have done anything with the pool, like closing it.
             still_plain: bool = slots.plain
-            if pending is None and still_plain and not slots.waiting and slot.retire is None:
+            if pending is not None or not still_plain or slot.retire is not None:
+                pool.finish(slot, pending)
+            elif slots.waiting:
+                hand_over(slot, now)
+            else:
                 slots.hold_time += now - slot.since
                 slots.resets += 1
                 slots.in_use -= 1
@@ -228,8 +241,6 @@ def bind(pool: Pool[T]) -> type[PoolLease[T]]:
                     # Not `min()`: a call.
                     slot.fresh_until = fresh_until if fresh_until < expires_at else expires_at
                 put_idle(slot)
-            else:
-                pool.finish(slot, pending)
             return None
 
     return BoundLease

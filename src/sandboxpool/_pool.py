@@ -8,6 +8,7 @@ caller that gives its item back.
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
@@ -161,6 +162,7 @@ class Pool(Generic[T]):
         self.name = name
         self.factory = factory
         self._acquire_timeout = acquire_timeout
+        self._max_uses = sys.maxsize if max_uses is None else max_uses
         self._on_acquire = on_acquire
         self._check: Callable[[T], Awaitable[object] | object] | None = getattr(
             factory, "check", None
@@ -430,10 +432,12 @@ class Pool(Generic[T]):
                 holders,
             )
         wakeup = loop.wakeup()
-        waiter = slots.enqueue(wakeup, now, inf if timeout is None else now + timeout)
+        deadline = inf if timeout is None else now + timeout
+        waiter = slots.enqueue(wakeup, now, deadline)
         try:
             # Here, not before: an interrupt in between must find the waiter guarded.
-            self._follow_up()
+            if slots.jobs or deadline < self._timer_at or slots.retry_at > now:
+                self._follow_up()
             if on_queued is not None:
                 on_queued(partial(self._leave, waiter))
             await wakeup
@@ -455,7 +459,18 @@ class Pool(Generic[T]):
     def give_back(self, slot: Slot[T]) -> None:
         """End a lease: reset the item, or retire it. Never waits."""
         slots = self.slots
-        if slots.end_lease(slot, self.clock()):
+        now = self.clock()
+        if slot.retire is None and slots.plain and slot.uses + 1 < self._max_uses:
+            # Before anything is decided, as in `_lease`: nearly always nothing is to decide.
+            try:
+                pending = self.factory.reset(slot.item)
+            except BaseException as error:
+                self.reset_raised(slot, error)
+                return
+            if pending is not None or not slots.put_back(slot, now):
+                self.finish(slot, pending)
+            return
+        if slots.end_lease(slot, now):
             try:
                 pending = self.factory.reset(slot.item)
             except BaseException as error:

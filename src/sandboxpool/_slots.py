@@ -59,6 +59,9 @@ class State(Enum):
     GONE = "gone"
 
 
+_IDLE = State.IDLE  # an attribute of an enum class is a slow one
+
+
 class Job(Enum):
     """What the pool must do, because it takes an await."""
 
@@ -158,7 +161,9 @@ class Waiter(Generic[T]):
 
     def __lt__(self, other: Waiter[Any]) -> bool:
         # For the heap of deadlines; the same deadline expires in order of arrival.
-        return (self.deadline, self.seq) < (other.deadline, other.seq)
+        if self.deadline != other.deadline:
+            return self.deadline < other.deadline
+        return self.seq < other.seq
 
 
 class Slots(Generic[T]):
@@ -297,8 +302,10 @@ class Slots(Generic[T]):
         if deadline < inf:
             heappush(self._deadlines, waiter)
             # A granted waiter stays in the heap, as dead entries do.
-            self._compact()
-        self._serve(now)
+            if self._many_dead(len(self._deadlines)):
+                self._compact()
+        if self.idle or len(self.all) < self.max_size:  # else nothing could be started
+            self._serve(now)
         return waiter
 
     def give_up(self, waiter: Waiter[T], now: float) -> None:
@@ -334,6 +341,45 @@ class Slots(Generic[T]):
         slot.state = State.RESETTING
         self.resetting += 1
         return True
+
+    def put_back(self, slot: Slot[T], now: float) -> bool:
+        """End the use of an item that was reset already, if it just becomes idle.
+
+        `end_lease()` and `reset_done()` in one, for the case that nothing is to be decided.
+
+        Returns:
+            Whether that was so; if not, nothing was changed.
+        """
+        if not self.plain or self.waiting or slot.retire is not None or now >= slot.expires_at:
+            return False
+        self.hold_time += now - slot.since
+        self.resets += 1
+        self.in_use -= 1
+        slot.lease = 0
+        slot.uses += 1
+        slot.state = _IDLE
+        slot.since = now
+        check_after = self.limits.check_after
+        if check_after is not None:
+            slot.fresh_until = min(now + check_after, slot.expires_at)
+        self.idle.append(slot)
+        return True
+
+    def hand_over(self, slot: Slot[T], now: float) -> None:
+        """Give an item from its lease to the oldest waiter, in one step.
+
+        The same as `end_lease()` and `reset_done()`, of an item that is neither worn nor to be
+        retired, while the pool is `plain` and somebody waits: what a busy pool does all the time.
+        """
+        self.hold_time += now - slot.since
+        self.resets += 1
+        slot.uses += 1
+        waiter = self._next_waiter()
+        slot.since = now
+        self.leases = slot.lease = self.leases + 1
+        self.waits += 1
+        waiter.slot = slot
+        self._settle(waiter, Outcome.GRANTED, now)
 
     def reset_done(self, slot: Slot[T], now: float) -> None:
         """Lend a reset item to the oldest waiter, or make it idle."""
