@@ -21,16 +21,23 @@ class Fleet:
 
     def __call__(self, app: str) -> RunningServer:
         running = self._running.get(app)
-        if running is None:
+        if running is None or running.process.poll() is not None:
             running = self._stack.enter_context(self.server.start(app))
             self._running[app] = running
         return running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def fleet(request: pytest.FixtureRequest) -> Iterator[Fleet]:
     with ExitStack() as stack:
         yield Fleet(request.param, stack)
+
+
+def every(servers: list[Server]) -> pytest.MarkDecorator:
+    """Run a test with each of these servers, all tests of one server after the other."""
+    return pytest.mark.parametrize(
+        "fleet", [pytest.param(server, id=server.name) for server in servers], indirect=True
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

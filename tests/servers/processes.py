@@ -67,11 +67,7 @@ class Server:
 # The apps of `shop`, as `sandboxpool serve` is asked for them.
 _OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "wrapped": ("plain", ("--stats", "/stats", "--max-size", "60")),
-    "single": (
-        "plain",
-        ("--stats", "/stats", "--max-size", "1", "--acquire-timeout", "0.3"),
-    ),
-    "patient": ("plain", ("--stats", "/stats", "--max-size", "1")),
+    "single": ("plain", ("--stats", "/stats", "--max-size", "1", "--max-waiting", "1")),
     "greeted": ("greeted_plain", ()),
     "broken": ("broken_plain", ()),
     "broken_plain": ("broken_plain", ()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -11,9 +12,12 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
-from fastapi import FastAPI, Request, WebSocket
-from fastapi.responses import StreamingResponse
+from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, StreamingResponse
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 import sandboxpool
 
@@ -23,7 +27,9 @@ CHUNK = 64 * 1024
 
 
 def say(*words: object) -> None:
-    print(*words, flush=True)
+    # In one write: workers share the pipe.
+    sys.stdout.write(" ".join(map(str, words)) + "\n")
+    sys.stdout.flush()
 
 
 async def meet(place: str, parties: int) -> None:
@@ -45,83 +51,102 @@ def sandbox() -> str:
 
 
 @asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def lifespan(app: Starlette) -> AsyncIterator[None]:
     say("lifespan started", os.getpid())
     yield
     say("lifespan stopped", os.getpid())
 
 
-def create_app(lifespan: Any = lifespan) -> FastAPI:
-    app = FastAPI(lifespan=lifespan)
+@asynccontextmanager
+async def failing_lifespan(app: Starlette) -> AsyncIterator[None]:
+    if not meetings:
+        raise RuntimeError("the database is away")
+    yield
 
-    @app.get("/meet")
-    async def meeting(request: Request, user: str, place: str, parties: int = 2) -> dict[str, Any]:
-        request.app.state.user = user
-        await meet(place, parties)
-        return {"user": request.app.state.user, "sandbox": sandbox(), "pid": os.getpid()}
 
-    @app.post("/hold")
-    async def hold(request: Request, key: str) -> dict[str, Any]:
-        say("holding", key)
-        size = 0
-        digest = hashlib.sha256()
-        try:
-            async for chunk in request.stream():
-                if chunk:
-                    size += len(chunk)
-                    digest.update(chunk)
-                    say("got", key, size)
-        except BaseException as error:
-            say("gone", key, type(error).__name__)
-            raise
-        return {"key": key, "size": size, "digest": digest.hexdigest()}
+async def meeting(request: Request) -> JSONResponse:
+    query = request.query_params
+    request.app.state.user = query["user"]
+    await meet(query["place"], 2)
+    return JSONResponse({"user": request.app.state.user, "sandbox": sandbox()})
 
-    @app.get("/stream")
-    async def stream(chunks: int) -> StreamingResponse:
-        async def parts() -> AsyncIterator[bytes]:
-            for number in range(chunks):
-                yield bytes([number % 256]) * CHUNK
-                await anyio.lowlevel.checkpoint()
 
-        return StreamingResponse(parts())
-
-    @app.get("/pid")
-    async def pid() -> int:
-        return os.getpid()
-
-    @app.get("/who")
-    async def read_who() -> str:
-        return who.get()
-
-    @app.post("/login")
-    async def login(request: Request, user: str) -> int:
-        who.set(user)
-        size = 0
+async def hold(request: Request) -> JSONResponse:
+    key = request.query_params["key"]
+    say("holding", key)
+    size = 0
+    digest = hashlib.sha256()
+    try:
         async for chunk in request.stream():
-            size += len(chunk)
-        return size
+            if chunk:
+                size += len(chunk)
+                digest.update(chunk)
+                say("got", key, size)
+    except BaseException as error:
+        say("gone", key, type(error).__name__)
+        raise
+    return JSONResponse({"key": key, "size": size, "digest": digest.hexdigest()})
 
-    @app.websocket("/echo")
-    async def echo(websocket: WebSocket) -> None:
-        await websocket.accept()
-        async for text in websocket.iter_text():
-            await websocket.send_text(text)
 
-    @app.websocket("/who")
-    async def websocket_who(websocket: WebSocket) -> None:
-        await websocket.accept()
-        await websocket.send_text(who.get())
-        await websocket.close()
+async def stream(request: Request) -> StreamingResponse:
+    async def parts() -> AsyncIterator[bytes]:
+        for number in range(int(request.query_params["chunks"])):
+            yield bytes([number % 256]) * CHUNK
+            await anyio.lowlevel.checkpoint()
 
-    @app.websocket("/meet")
-    async def websocket_meeting(websocket: WebSocket, user: str, place: str) -> None:
-        await websocket.accept()
-        websocket.app.state.user = user
-        await meet(place, 2)
-        await websocket.send_json({"user": websocket.app.state.user, "sandbox": sandbox()})
-        await websocket.close()
+    return StreamingResponse(parts())
 
-    return app
+
+async def pid(request: Request) -> JSONResponse:
+    return JSONResponse(os.getpid())
+
+
+async def read_who(request: Request) -> JSONResponse:
+    return JSONResponse(who.get())
+
+
+async def login(request: Request) -> JSONResponse:
+    who.set(request.query_params["user"])
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+    return JSONResponse(size)
+
+
+async def echo(websocket: WebSocket) -> None:
+    await websocket.accept()
+    async for text in websocket.iter_text():
+        await websocket.send_text(text)
+
+
+async def websocket_who(websocket: WebSocket) -> None:
+    await websocket.accept()
+    await websocket.send_text(who.get())
+    await websocket.close()
+
+
+async def websocket_meeting(websocket: WebSocket) -> None:
+    await websocket.accept()
+    query = websocket.query_params
+    websocket.app.state.user = query["user"]
+    await meet(query["place"], 2)
+    await websocket.send_json({"user": websocket.app.state.user, "sandbox": sandbox()})
+    await websocket.close()
+
+
+def create_app(lifespan: Any = lifespan) -> Starlette:
+    routes: list[BaseRoute] = [
+        Route("/meet", meeting),
+        Route("/hold", hold, methods=["POST"]),
+        Route("/stream", stream),
+        Route("/pid", pid),
+        Route("/who", read_who),
+        Route("/login", login, methods=["POST"]),
+        WebSocketRoute("/echo", echo),
+        WebSocketRoute("/who", websocket_who),
+        WebSocketRoute("/meet", websocket_meeting),
+    ]
+    return Starlette(routes=routes, lifespan=lifespan)
 
 
 class Greeter(BaseHTTPMiddleware):
@@ -133,17 +158,9 @@ class Greeter(BaseHTTPMiddleware):
         return await call_next(request)
 
 
-@asynccontextmanager
-async def failing_lifespan(app: FastAPI) -> AsyncIterator[None]:
-    raise RuntimeError("the database is away")
-    yield
-
-
 plain = create_app()
 wrapped = sandboxpool.wrap(plain, stats="/stats", max_size=60)
-single_plain = create_app()
-single = sandboxpool.wrap(single_plain, stats="/stats", max_size=1, acquire_timeout=0.3)
-patient = sandboxpool.wrap(create_app(), stats="/stats", max_size=1)
+single = sandboxpool.wrap(create_app(), stats="/stats", max_size=1, max_waiting=1)
 greeted_plain = create_app()
 greeted_plain.add_middleware(Greeter)
 greeted = sandboxpool.wrap(greeted_plain)

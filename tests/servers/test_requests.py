@@ -10,16 +10,9 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from .conftest import Fleet
+from .conftest import Fleet, every
 from .processes import DIRECT, PATIENCE, SERVERS, RunningServer, answer, ask, send_get
 from .shop import CHUNK
-
-
-def every(servers: list[Any]) -> Any:
-    return pytest.mark.parametrize(
-        "fleet", [pytest.param(s, id=s.name) for s in servers], indirect=True
-    )
-
 
 STREAMING = [server for server in SERVERS if server.streams_body]
 
@@ -86,7 +79,7 @@ def test_large_upload(fleet: Fleet) -> None:
 @every(STREAMING)
 def test_hang_up_while_served(fleet: Fleet) -> None:
     """A client that goes while its request runs is told to the app, and frees the sandbox."""
-    running = fleet("patient")
+    running = fleet("single")
     with running.held("served") as upload:
         running.wait_for("^holding served$")
         upload.hang_up()
@@ -98,7 +91,7 @@ def test_hang_up_while_served(fleet: Fleet) -> None:
 @every(STREAMING)
 def test_hang_up_in_the_queue(fleet: Fleet) -> None:
     """A client that goes while it waits for a sandbox never gets one, and blocks nobody."""
-    running = fleet("patient")
+    running = fleet("single")
     before = running.get("/stats")["hung_up"]
     with running.held("busy") as busy:
         running.wait_for("^holding busy$")
@@ -114,32 +107,39 @@ def test_hang_up_in_the_queue(fleet: Fleet) -> None:
 
 @every(STREAMING)
 def test_refused_when_saturated(fleet: Fleet) -> None:
-    """A request that finds no sandbox in time is answered 503 with Retry-After."""
+    """A request for which there is no place in the queue is answered 503 with Retry-After."""
     running = fleet("single")
-    with running.held("saturated") as busy:
+    with running.held("saturated") as busy, running.connection() as waiting:
         running.wait_for("^holding saturated$")
+        send_get(waiting, "/who")
+        running.stats_until(lambda stats: stats["pool"]["waiting"] == 1)
         with running.connection() as connection:
             send_get(connection, "/who")
             response = connection.getresponse()
             assert response.status == 503
             assert int(response.headers["Retry-After"]) >= 1
-            assert b"no sandbox became free within 0.3 s" in response.read()
+            assert b"1 requests are waiting for one already" in response.read()
             busy.finish()
-            # The same connection goes on.
+            assert answer(waiting) == "nobody"
+            # The connection of the refused request goes on.
             assert ask(connection, "/who") == "nobody"
 
 
 @every(SERVERS)
 def test_websocket_denied_when_saturated(fleet: Fleet) -> None:
-    """A websocket that finds no sandbox in time is denied before it is accepted."""
+    """A websocket for which there is no place is denied before it is accepted."""
     running = fleet("single")
     url = f"ws://127.0.0.1:{running.port}/echo"
-    with connect(url, open_timeout=PATIENCE) as busy:
+    with connect(url, open_timeout=PATIENCE) as busy, running.connection() as waiting:
         busy.send("taken")
         assert busy.recv(PATIENCE) == "taken"
+        send_get(waiting, "/who")
+        running.stats_until(lambda stats: stats["pool"]["waiting"] == 1)
         with pytest.raises(InvalidStatus) as caught, connect(url, open_timeout=PATIENCE):
             pass
         assert caught.value.response.status_code == fleet.server.denial
+        busy.close()
+        assert answer(waiting) == "nobody"
 
 
 @every(SERVERS)
