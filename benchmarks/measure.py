@@ -6,7 +6,7 @@ import gc
 import statistics
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import process_time
 
 Loop = Callable[[int], Awaitable[object]]
 
@@ -39,9 +39,9 @@ async def interleave(
             gc.collect()
             gc.disable()
             try:
-                begin = perf_counter()
+                begin = process_time()
                 await loop(turns[name])
-                into.add(name, (perf_counter() - begin) / turns[name])
+                into.add(name, (process_time() - begin) / turns[name])
             finally:
                 gc.enable()
 
