@@ -130,12 +130,6 @@ class RequestLease:
                 "needs, or await it before the request ends."
             )
 
-    def take_deferred(self) -> list[tuple[Callable[..., object], tuple[Any, ...]]]:
-        """Return the deferred callbacks in the order in which they run, and forget them."""
-        deferred, self._deferred = self._deferred or [], None
-        deferred.reverse()
-        return deferred
-
     def seal(self) -> None:
         """End the lease: from now on whatever asks for it or its context gets an error."""
         self._path = self.scope.get("path", "")
@@ -339,15 +333,21 @@ def sandbox_for(owner: object) -> Sandbox | None:
     return None
 
 
-async def run_deferred(
-    deferred: list[tuple[Callable[..., object], tuple[Any, ...]]],
-    report: Callable[[BaseException], None],
-) -> None:
-    """Run deferred callbacks in the order given; *report* what each of them raises."""
-    for callback, args in deferred:
+def call_deferred(
+    lease: RequestLease, report: Callable[[BaseException], None]
+) -> Awaitable[object] | None:
+    """Call deferred callbacks, the last one first, until one must be awaited; return that.
+
+    A callback may defer others: they come next. *report* gets what each of them raises.
+    """
+    deferred = lease._deferred
+    while deferred:
+        callback, args = deferred.pop()
         try:
             result = callback(*args)
-            if isinstance(result, Awaitable):
-                await result
         except Exception as error:
             report(error)
+        else:
+            if isinstance(result, Awaitable):
+                return result
+    return None

@@ -71,14 +71,14 @@ class AsyncioInterruption:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         # With the loop given, it does not ask the kernel for the process id.
-        self._task = current_task(loop)
+        self._task = task = current_task(loop)
         self._requested = 0
+        # Now, not when `cancel()` comes: by then others may have cancelled the task as well.
+        self._before = task.cancelling() if _COUNTS_CANCELS and task is not None else 0
 
     def cancel(self) -> None:
         task = self._task
         assert task is not None
-        if not self._requested and _COUNTS_CANCELS:
-            self._before = task.cancelling()
         self._requested += 1
         task.cancel()
 

@@ -6,6 +6,7 @@ import logging
 import traceback
 from collections.abc import Callable
 from contextvars import copy_context
+from math import inf
 from threading import get_ident
 from time import monotonic
 from types import CoroutineType
@@ -15,7 +16,7 @@ import anyio
 
 from ._answers import INTERNAL_ERROR, answer
 from ._app_options import AppOptions
-from ._context import RequestLease, current, run_deferred
+from ._context import RequestLease, call_deferred, current
 from ._exceptions import (
     ExecutionTimeoutError,
     FactoryError,
@@ -191,7 +192,7 @@ class SandboxedApp:
         lease = RequestLease(runtime.factory, slot.item, scope, current.get(), runtime, slot.since)
         in_flight = runtime.in_flight
         result: Any = None
-        whole = interrupted = False
+        whole = interrupted = dropped = False
         app_context = token = None
         try:
             in_flight[lease.id] = lease
@@ -233,27 +234,32 @@ class SandboxedApp:
             whole = not interrupted
         except BaseException as error:
             whole = isinstance(error, Exception)
+            dropped = isinstance(error, GeneratorExit)
             if not (lease.cut_off and lease.interruption.ended(error)):
                 raise
             interrupted = True
         finally:
-            if lease.watched:
-                runtime.watchdog.ended(lease)
+            # From here on there is nothing to cut off: it would hit what the server does next.
+            lease.interruption = None
             if (lease.cut_off or not whole) and slot.retire is None:
                 # Something of the call may still be there: a thread, a task it has started.
                 slot.retire = "expired" if lease.cut_off else "cancelled"
-            if lease._deferred:
-                await self._run_deferred(lease, app_context)
-            lease.seal()
-            if token is not None:
-                _reset(token)
-            in_flight.pop(lease.id, None)
-            if slot.lease:
-                runtime.pool.give_back(slot)
-            if runtime.closing:
-                runtime.note_drained()
-            if ahead is not None and not interrupted:
-                ahead.close()
+            try:
+                if lease.watched:
+                    runtime.watchdog.ended(lease)
+                if lease._deferred:
+                    await self._run_deferred(runtime, lease, app_context, alive=not dropped)
+            finally:
+                lease.seal()
+                if token is not None:
+                    _reset(token)
+                in_flight.pop(lease.id, None)
+                if slot.lease:
+                    runtime.pool.give_back(slot)
+                if runtime.closing:
+                    runtime.note_drained()
+                if ahead is not None and not interrupted:
+                    ahead.close()
         if interrupted:
             try:
                 await self._answer_cut_off(lease, scope, receive, send)
@@ -333,18 +339,57 @@ class SandboxedApp:
             connect_seen=connect_seen,
         )
 
-    async def _run_deferred(self, lease: RequestLease, context: Any) -> None:
+    async def _run_deferred(
+        self, runtime: Runtime, lease: RequestLease, context: Any, *, alive: bool
+    ) -> None:
+        """Run what was deferred to the end of the lease: as much as possible here and now."""
+
         def report(error: BaseException) -> None:
             logger.error(
                 "%s: a deferred callback of %r failed", self.options.name, lease, exc_info=error
             )
 
-        work = run_deferred(lease.take_deferred(), report)
-        with (
-            anyio.CancelScope(shield=True),
-            anyio.move_on_after(self.options.defer_timeout) as limit,
-        ):
-            await (work if context is None else In(context, work))
+        if context is None:
+            context = copy_context()
+        first = context.run(call_deferred, lease, report)
+        while first is not None and not alive:
+            getattr(first, "close", bool)()
+            report(RuntimeError("the task of the request was dropped: nothing can be awaited"))
+            first = context.run(call_deferred, lease, report)
+        if first is None:
+            return
+        limit = anyio.CancelScope()
+
+        async def await_all() -> None:
+            pending = first
+            limit.deadline = anyio.current_time() + (
+                inf if self.options.defer_timeout is None else self.options.defer_timeout
+            )
+            with limit:
+                while pending is not None:
+                    try:
+                        await pending
+                    except Exception as error:
+                        report(error)
+                    except anyio.get_cancelled_exc_class() as error:
+                        if limit.cancel_called:
+                            raise
+                        report(error)  # what it awaited was cancelled, not this
+                    pending = call_deferred(lease, report)
+
+        async def await_all_inside() -> None:
+            await In(context, await_all())
+
+        # A task of its own: whoever cancels the server's, however often, does not reach it.
+        background = runtime.loop.spawn(await_all_inside, f"deferred callbacks of {lease.id}")
+        cancelled: BaseException | None = None
+        with anyio.CancelScope(shield=True):
+            while True:
+                try:
+                    await background.wait()
+                    break
+                except anyio.get_cancelled_exc_class() as error:
+                    cancelled = error
         if limit.cancelled_caught:
             logger.error(
                 "%s: the deferred callbacks of %r did not end within %s s",
@@ -352,6 +397,8 @@ class SandboxedApp:
                 lease,
                 self.options.defer_timeout,
             )
+        if cancelled is not None:
+            raise cancelled
 
     async def _answer_cut_off(
         self, lease: RequestLease, scope: Scope, receive: Receive, send: Send
