@@ -8,7 +8,9 @@ from starlette.applications import Starlette
 from starlette.datastructures import State
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Host, Mount, Route, Router, WebSocketRoute
+from starlette.staticfiles import StaticFiles
 
 from .asgi import Adapter, is_asgi_instance
 
@@ -20,14 +22,19 @@ class StarletteAdapter(Adapter):
 
     def knows(self, value: Any) -> bool:
         """Know what inherits from Starlette's own classes."""
-        return isinstance(value, (Starlette, Router, BaseRoute, State))
+        return isinstance(value, (Starlette, Router, BaseRoute, State, Response, StaticFiles))
 
     def is_app(self, value: Any) -> bool:
         """Tell whether *value* is a Starlette app."""
         return isinstance(value, Starlette)
 
     def is_node(self, value: Any) -> bool:
-        """Copy apps, routers, mounts, and routes that lead to an object; share leaf routes."""
+        """
+        Copy apps, routers, mounts, and routes that lead to an object; share leaf routes.
+
+        Responses that are served as apps are shared, for their headers are a view of one of
+        their lists, and static files, which only remember that their directory was checked.
+        """
         if isinstance(value, (Starlette, Router, Mount, Host)):
             return True
         if isinstance(value, (Route, WebSocketRoute)):
