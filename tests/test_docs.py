@@ -3,8 +3,9 @@ The documentation is true: its code runs, and prints what stands below it.
 
 A block of Python in a page is a program of its own. What is printed is what the block of
 `output` after it says, where `...` stands for any digits, and nothing if there is none. A block
-with `title="shop.py"` is a module that the later blocks of the page can import, and what stands
-behind `<!-- fragment -->` is only compiled.
+with `title="shop.py"` is a module that the later blocks of the page can import. What stands
+behind `<!-- fragment -->` is only compiled, and what stands behind `<!-- needs fastapi 0.163 -->`
+too, where an older version is installed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import re
 import sys
 import textwrap
 from contextlib import redirect_stdout
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
@@ -29,7 +31,7 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 
 BLOCK = re.compile(
-    r"(?P<fragment><!-- fragment -->\n\n?)?"
+    r"(?:<!-- (?P<fragment>fragment|needs (?P<package>\w+) (?P<version>[\d.]+)) -->\n\n?)?"
     r"^(?P<indent> *)```python(?P<info>[^\n]*)\n(?P<code>.*?)^(?P=indent)```$"
     r"(?:\n\n?(?P=indent)```output\n(?P<output>.*?)^(?P=indent)```$)?",
     re.MULTILINE | re.DOTALL,
@@ -47,6 +49,14 @@ class Block:
     fragment: bool
 
 
+def has(package: str | None, wanted: str) -> bool:
+    """Tell whether a package of that version, or of a later one, is installed."""
+    if package is None:
+        return False
+    found = [int(part) for part in version(package).split(".")[:2]]
+    return found >= [int(part) for part in wanted.split(".")]
+
+
 def blocks(path: Path) -> list[Block]:
     """Return the blocks of Python in a page."""
     text = path.read_text(encoding="utf-8")
@@ -59,7 +69,8 @@ def blocks(path: Path) -> list[Block]:
                 code=textwrap.dedent(match["code"]),
                 output=textwrap.dedent(match["output"] or ""),
                 title=title and title[1],
-                fragment=match["fragment"] is not None,
+                fragment=match["fragment"] is not None
+                and not has(match["package"], match["version"]),
             )
         )
     return found
