@@ -563,3 +563,63 @@ def test_the_clock_may_be_ahead_of_the_timer(backend: Literal["asyncio", "trio"]
             assert anyio.current_time() - began == pytest.approx(10.0, rel=0.01)
 
     run_in_virtual_time(backend, main)
+
+
+# --- what a check and a replacement may cost ------------------------------------------------------
+
+
+@pytest.mark.parametrize("check_after", [None, 0.0, 10.0])
+async def test_on_acquire_does_not_change_when_items_are_checked(check_after: float | None) -> None:
+    """With `on_acquire` each lease is prepared, but checked only as often as `check_after` says."""
+    clock = Clock()
+    looks = 0
+
+    def look(_: Item) -> bool:
+        nonlocal looks
+        looks += 1
+        return True
+
+    prepared: list[Item] = []
+    async with Pool(
+        Maker(check=look),
+        max_size=1,
+        check_after=check_after,
+        on_acquire=prepared.append,
+        clock=clock,
+    ) as pool:
+        for idle in (1.0, 11.0, 1.0):
+            async with pool.lease():
+                pass
+            clock.now += idle
+        async with pool.lease():
+            pass
+        assert len(prepared) == 4
+        assert looks == {None: 0, 0.0: 3, 10.0: 1}[check_after]
+        await all_acquirable(pool)
+
+
+def test_a_waiters_create_pays_what_is_owed() -> None:
+    """One worn item, one waiter: one create, not one for each."""
+    slots: Slots[str] = Slots("pool", 0, 10, Limits(max_uses=1, replaces=True, max_creating=10))
+    slots.resize(0, 10, 0.0)
+    first = slots.enqueue(Bell(), 0.0, inf)
+    _, slot = slots.jobs.popleft()
+    slots.create_done(slot, "item", 0.0)
+    assert first.slot is slot
+    slots.limits = Limits(max_uses=1, replaces=True, max_creating=1)
+    hanging = slots.enqueue(Bell(), 0.0, inf)
+    slots.give_up(hanging, 0.0)
+    assert len(slots.jobs) == 1  # `max_creating` is used up: what is worn now stays owed
+    slots.end_lease(slot, 1.0)
+    slots.enqueue(Bell(), 1.0, inf)
+    slots.enqueue(Bell(), 1.0, inf)
+    creates = 0
+    while slots.jobs:
+        job, slot = slots.jobs.popleft()
+        if job is Job.CREATE:
+            creates += 1
+            slots.create_done(slot, "item", 1.0)
+        else:
+            slots.destroy_done(slot, 1.0)
+        check(slots)
+    assert creates == 2
