@@ -99,10 +99,12 @@ class LoopMonitor:
             # It was late, not blocked: a busy machine, or a loop that is not being run.
             return
         self.stalls += 1
+        # Now: when the loop is free again, the request may be over, and its scope gone.
+        blocker = "code outside of any request" if lease is None else describe(lease)
         logger.warning(
             "the event loop has been blocked for %.3g s by %s; it is at:\n%s",
             monotonic() - beat_at,
-            "code outside of any request" if lease is None else describe(lease),
+            blocker,
             stack,
         )
         while self._beat_at == beat_at and not self._loop.closed():
@@ -112,15 +114,14 @@ class LoopMonitor:
         self.last = Stall(seconds, lease and lease.path, lease and lease.id, stack)
         if self._beat_at != beat_at:
             logger.warning(
-                "the event loop is free again; %s blocked it for %.3g s",
-                "code outside of any request" if lease is None else describe(lease),
-                seconds,
+                "the event loop is free again; %s blocked it for %.3g s", blocker, seconds
             )
 
 
 def describe(lease: RequestLease) -> str:
     """Name a request in a log."""
-    method = lease.scope.get("method", lease.scope["type"])
+    scope = lease.scope  # empty if the request ends in this very moment: this may be a thread
+    method = scope.get("method") or scope.get("type", "-")
     return f"request {method} {lease.path} (lease {lease.id})"
 
 
