@@ -133,6 +133,25 @@ def test_fragments_are_few() -> None:
     assert len(fragments) * 5 <= len(every)
 
 
+def test_every_output_is_compared() -> None:
+    """Each block of output stands directly behind the code that prints it."""
+    stray = [
+        path.name
+        for path in PAGES
+        if path.read_text(encoding="utf-8").count("```output")
+        != sum(block.output != "" for block in blocks(path))
+    ]
+    assert stray == []
+
+
+def test_wrong_output_is_noticed(tmp_path: Path) -> None:
+    """A page that says something else than what its code prints does not pass."""
+    page = tmp_path / "page.md"
+    page.write_text("```python\nprint(1 + 1)\n```\n\n```output\n3\n```\n", encoding="utf-8")
+    (block,) = blocks(page)
+    assert not re.fullmatch(pattern(block.output), run(block, page).strip())
+
+
 def test_links_lead_somewhere() -> None:
     """Each relative link in a page leads to a file that exists."""
     broken = []
