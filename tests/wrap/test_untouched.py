@@ -378,6 +378,7 @@ async def test_disconnect_while_streaming(isolate_context: bool) -> None:
         with anyio.fail_after(5):
             while connection.body != b"first":
                 await anyio.lowlevel.checkpoint()
+            await settle()
             connection.hang_up()
             await connection.over.wait()
         assert closed == [True]

@@ -154,7 +154,10 @@ def outside(
     run = context.run
 
     async def receive_outside() -> Message:
-        steps = steps_of(receive())
+        # The call itself, too: not every server has coroutine functions here.
+        steps: Any = run(receive)
+        if type(steps) is not CoroutineType:
+            steps = run(steps_of, steps)
         try:
             yielded = run(steps.send, None)
         except StopIteration as end:
@@ -166,9 +169,9 @@ def outside(
     async def send_outside(message: Message) -> None:
         if lease.answered is None and message["type"] in ANSWERS:
             lease.answered = message["type"]
-        steps = send(message)
+        steps: Any = run(send, message)
         if type(steps) is not CoroutineType:
-            steps = steps_of(steps)
+            steps = run(steps_of, steps)
         try:
             yielded = run(steps.send, None)
         except StopIteration:
