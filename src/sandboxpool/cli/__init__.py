@@ -13,10 +13,11 @@ def main() -> None:
     try:
         from ._commands import run
     except ModuleNotFoundError as error:
-        if error.name not in _NEEDS:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _NEEDS:
             raise
         print(
-            f"sandboxpool: the command line needs {error.name}, which is not installed. "
+            f"sandboxpool: the command line needs {missing}, which is not installed. "
             "Install it with: pip install sandboxpool[cli]",
             file=sys.stderr,
         )
