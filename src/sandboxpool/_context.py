@@ -17,6 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ._exceptions import LeaseEndedError, NoLeaseError
+from ._options import check_seconds
 
 if TYPE_CHECKING:
     from ._types import Scope
@@ -115,8 +116,10 @@ class RequestLease:
 
         Raises:
             LeaseEndedError: The lease is over.
+            OptionError: That is no number of seconds.
         """
         self.check_open()
+        check_seconds("seconds", seconds)
         self.deadline = float("inf") if seconds is None else monotonic() + seconds
         if self.serving is not None:
             self.serving.deadline_changed(self)

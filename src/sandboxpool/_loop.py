@@ -84,6 +84,10 @@ class Loop(Protocol):
         """Return a timer that calls *function*, which must neither block nor raise."""
         ...
 
+    def call_from_thread(self, function: Callable[[], None]) -> None:
+        """Call *function* in the loop, soon; for other threads. It must not raise."""
+        ...
+
     def closed(self) -> bool:
         """Tell whether the loop has ended for good."""
         ...

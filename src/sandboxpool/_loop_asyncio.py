@@ -54,6 +54,9 @@ class AsyncioLoop:
     def timer(self, function: Callable[[], None]) -> Timer:
         return _AsyncioTimer(self._loop, function, self._context)
 
+    def call_from_thread(self, function: Callable[[], None]) -> None:
+        self._loop.call_soon_threadsafe(function, context=self._context.copy())
+
     def closed(self) -> bool:
         return self._loop.is_closed()
 

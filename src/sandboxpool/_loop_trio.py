@@ -36,6 +36,7 @@ class TrioLoop:
     def __init__(self) -> None:
         self._context = copy_context()
         self.interruption: Callable[[], Interruption] = TrioInterruption
+        self._token = trio.lowlevel.current_trio_token()
         self._home = _home_of_this_run()
         self.home: Home = self._home
 
@@ -57,6 +58,9 @@ class TrioLoop:
 
     def timer(self, function: Callable[[], None]) -> Timer:
         return _TrioTimer(self, function)
+
+    def call_from_thread(self, function: Callable[[], None]) -> None:
+        self._token.run_sync_soon(function)
 
     def closed(self) -> bool:
         return self._home._thread_id is None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import partial
 from itertools import islice
 from math import ceil
 from threading import get_ident
@@ -254,7 +255,15 @@ class Runtime:
             await self._last_ended
 
     def deadline_changed(self, lease: RequestLease) -> None:
-        """Pass on that a request moved its deadline."""
+        """Pass on that a request moved its deadline, from whichever thread it did that."""
+        if self.home._thread_id != get_ident():
+            self.loop.call_from_thread(partial(self._deadline_changed, lease))
+        else:
+            self._deadline_changed(lease)
+
+    def _deadline_changed(self, lease: RequestLease) -> None:
+        if lease.interruption is None:
+            return  # the app has come to its end meanwhile
         lease.watched = True
         self.watchdog.changed(lease)
 

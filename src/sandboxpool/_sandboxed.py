@@ -31,7 +31,7 @@ from ._slots import Slot
 from ._stats import AppStatistics, StatsPage
 from ._types import ASGIApp, Receive, Scope, Send
 from .abc import Sandbox, SandboxFactory
-from .run.loop import In, call_plainly, drive, noting, outside, steps_of
+from .run.loop import ACCEPTED, GONE, In, call_plainly, drive, noting, outside, steps_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -219,7 +219,8 @@ class SandboxedApp:
                 app_receive, app_send = outside(copy_context(), lease, receive, send)
             else:
                 token = set_current(lease)
-                run, app_receive, app_send = call_plainly, receive, noting(lease, send)
+                run = call_plainly
+                app_receive, app_send = noting(lease, receive, send)
             steps = run(sandbox, scope, app_receive, app_send)
             if type(steps) is not CoroutineType:
                 steps = steps_of(steps)
@@ -420,7 +421,9 @@ class SandboxedApp:
                 close_code=INTERNAL_ERROR,
                 connect_seen=True,
             )
-        elif lease.answered == "websocket.accept":
+        elif lease.answered == GONE:
+            return  # some servers raise on a close that comes too late
+        elif lease.answered == ACCEPTED:
             await send({"type": "websocket.close", "code": INTERNAL_ERROR, "reason": text[:120]})
         else:
             raise ExecutionTimeoutError(

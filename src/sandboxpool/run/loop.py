@@ -32,6 +32,8 @@ ANSWERS = frozenset(
     }
 )
 """The messages after which nobody else can answer any more."""
+ACCEPTED = "websocket.accept"
+GONE = "websocket.disconnect"
 
 
 def steps_of(awaitable: Awaitable[Any]) -> Any:
@@ -158,17 +160,20 @@ def outside(
         steps: Any = run(receive)
         if type(steps) is not CoroutineType:
             steps = run(steps_of, steps)
+        message: Message
         try:
             yielded = run(steps.send, None)
         except StopIteration as end:
-            message: Message = end.value
-            return message
-        message = await _Rest(run, steps, yielded)
+            message = end.value
+        else:
+            message = await _Rest(run, steps, yielded)
+        if message["type"] == GONE:
+            lease.answered = GONE
         return message
 
     async def send_outside(message: Message) -> None:
-        if lease.answered is None and message["type"] in ANSWERS:
-            lease.answered = message["type"]
+        if lease.answered is None or lease.answered == ACCEPTED:
+            note_answer(lease, message)
         steps: Any = run(send, message)
         if type(steps) is not CoroutineType:
             steps = run(steps_of, steps)
@@ -193,12 +198,25 @@ class _Rest:
         return rest(self._run, self._steps, self._yielded)
 
 
-def noting(lease: RequestLease, send: Send) -> Send:
-    """Return the server's `send` such that *lease* learns whether an answer has begun."""
+def note_answer(lease: RequestLease, message: Message) -> None:
+    """Note that the app has begun its answer, or has closed a websocket."""
+    kind = message["type"]
+    if kind in ANSWERS:
+        lease.answered = kind
+
+
+def noting(lease: RequestLease, receive: Receive, send: Send) -> tuple[Receive, Send]:
+    """Return the server's `receive` and `send` such that *lease* learns how far the answer is."""
+
+    async def noting_receive() -> Message:
+        message = await receive()
+        if message["type"] == GONE:
+            lease.answered = GONE
+        return message
 
     async def noting_send(message: Message) -> None:
-        if lease.answered is None and message["type"] in ANSWERS:
-            lease.answered = message["type"]
+        if lease.answered is None or lease.answered == ACCEPTED:
+            note_answer(lease, message)
         await send(message)
 
-    return noting_send
+    return noting_receive, noting_send
