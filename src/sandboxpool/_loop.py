@@ -88,6 +88,10 @@ class Loop(Protocol):
         """Call *function* in the loop, soon; for other threads. It must not raise."""
         ...
 
+    def runs(self) -> bool:
+        """Tell whether the loop is being run, in whichever thread."""
+        ...
+
     def closed(self) -> bool:
         """Tell whether the loop has ended for good."""
         ...

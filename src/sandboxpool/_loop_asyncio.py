@@ -57,6 +57,9 @@ class AsyncioLoop:
     def call_from_thread(self, function: Callable[[], None]) -> None:
         self._loop.call_soon_threadsafe(function, context=self._context.copy())
 
+    def runs(self) -> bool:
+        return self._loop.is_running()
+
     def closed(self) -> bool:
         return self._loop.is_closed()
 

@@ -62,6 +62,9 @@ class TrioLoop:
     def call_from_thread(self, function: Callable[[], None]) -> None:
         self._token.run_sync_soon(function)
 
+    def runs(self) -> bool:
+        return not self.closed()
+
     def closed(self) -> bool:
         return self._home._thread_id is None
 

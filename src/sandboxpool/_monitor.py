@@ -82,11 +82,15 @@ class LoopMonitor:
             self._timer.arm(self._pause)
 
     def _watch(self) -> None:
+        asleep_at = 0.0  # when the loop was last seen not to run, as between two tests
         while not self._stopped.wait(self._pause):
             if self._loop.closed():
                 return
+            if not self._loop.runs():
+                asleep_at = monotonic()
+                continue
             beat_at = self._beat_at
-            if monotonic() - beat_at > self._stall_after:
+            if monotonic() - max(beat_at, asleep_at) > self._stall_after:
                 self._stalled(beat_at)
 
     def _stalled(self, beat_at: float) -> None:

@@ -171,7 +171,7 @@ class SandboxedApp:
             return None
         if kind != "http" and kind != "websocket":
             raise ValueError(f"{self!r} serves http, websocket and lifespan, not {kind!r}.")
-        if self.options.stats is not None and scope.get("path") == self.options.stats:
+        if self.options.stats is not None and kind == "http" and self._is_stats(scope):
             return await self._stats_page(scope, receive, send)
 
         runtime = self._runtime
@@ -269,6 +269,12 @@ class SandboxedApp:
                     ahead.close()
             return None
         return result
+
+    def _is_stats(self, scope: Scope) -> bool:
+        path: str = scope.get("path", "")
+        root: str = scope.get("root_path", "")
+        # As Starlette has it: the path includes the root path, but not with every server.
+        return path == self.options.stats or path == root.rstrip("/") + str(self.options.stats)
 
     async def _ready(self, scope: Scope, receive: Receive, send: Send) -> Runtime | None:
         """Open the app, or answer that it is not to be had."""
@@ -442,7 +448,7 @@ class SandboxedApp:
         return runtime.statistics()
 
     @property
-    def stats(self) -> ASGIApp:
+    def stats_app(self) -> ASGIApp:
         """An ASGI app that shows `statistics()` as JSON; mount it where you like."""
         return self._stats_page
 

@@ -96,13 +96,16 @@ class StatsPage:
                     "served by a wrapped app: write stats_route(sandboxed), or wrap() the app."
                 )
             sandboxed = lease.serving.owner
-        body = json.dumps(sandboxed.statistics().as_dict(), indent=2).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"cache-control", b"no-store"),
-        ]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        if scope["method"] in ("GET", "HEAD"):
+            status = 200
+            body = json.dumps(sandboxed.statistics().as_dict(), indent=2).encode()
+            headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+        else:
+            status = 405
+            body = b"Method not allowed.\n"
+            headers = [(b"content-type", b"text/plain"), (b"allow", b"GET, HEAD")]
+        headers.append((b"content-length", str(len(body)).encode()))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         await send(
             {"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body}
         )
