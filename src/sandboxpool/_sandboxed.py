@@ -59,7 +59,9 @@ class SandboxedApp:
         self.options = options
         self._factory = factory
         self._counters = Counters()
+        # The one that was used last, and those of all loops, by thread.
         self._runtime: Runtime | None = None
+        self._runtimes: dict[int, Runtime] = {}
         self._stats_page = StatsPage(self)
 
     def __repr__(self) -> str:
@@ -82,8 +84,8 @@ class SandboxedApp:
             FactoryError: A sandbox could not be made; a sandbox whose own lifespan failed has
                 the `LifespanStartupError` as its cause.
         """
-        runtime = self._runtime
-        if runtime is not None and runtime.is_here() and runtime.closing:
+        runtime = self._here()
+        if runtime is not None and runtime.closing:
             await runtime.aclose(None)  # the end that has begun comes before a new start
         await self._enter().open()
 
@@ -98,8 +100,8 @@ class SandboxedApp:
         Raises:
             LifespanShutdownError: The app did not stop in order; everything else is closed.
         """
-        runtime = self._runtime
-        if runtime is None or not runtime.is_here():
+        runtime = self._here()
+        if runtime is None:
             return
         await runtime.aclose(self.options.drain_timeout if timeout is None else timeout)
 
@@ -115,11 +117,21 @@ class SandboxedApp:
     ) -> None:
         await self.aclose()
 
+    def _here(self) -> Runtime | None:
+        """Return the runtime of the loop that runs here, if there is one."""
+        runtime = self._runtimes.get(get_ident())
+        return runtime if runtime is not None and runtime.is_here() else None
+
     def _enter(self) -> Runtime:
         """Return the runtime of the loop that runs here, a new one if need be."""
-        runtime = self._runtime
-        if runtime is None or not runtime.is_here() or runtime.closed:
-            runtime = self._runtime = Runtime(self, self._factory, self.options, self._counters)
+        runtime = self._here()
+        if runtime is None or runtime.closed:
+            runtime = Runtime(self, self._factory, self.options, self._counters)
+            for thread, other in tuple(self._runtimes.items()):
+                if other.loop.closed():
+                    self._runtimes.pop(thread, None)
+            self._runtimes[get_ident()] = runtime
+        self._runtime = runtime
         return runtime
 
     async def _serve_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -152,8 +164,8 @@ class SandboxedApp:
             await send({"type": "lifespan.shutdown.complete"})
 
     async def _give_up(self) -> None:
-        runtime = self._runtime
-        if runtime is None or not runtime.is_here():
+        runtime = self._here()
+        if runtime is None:
             return
         with anyio.CancelScope(shield=True):
             try:
@@ -278,8 +290,8 @@ class SandboxedApp:
 
     async def _ready(self, scope: Scope, receive: Receive, send: Send) -> Runtime | None:
         """Open the app, or answer that it is not to be had."""
-        runtime = self._runtime
-        if runtime is not None and runtime.is_here() and runtime.closing:
+        runtime = self._here()
+        if runtime is not None and runtime.closing:
             await self._refuse(runtime, "the app is shutting down", scope, receive, send)
             return None
         runtime = self._enter()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -634,3 +636,34 @@ def test_loop_policies() -> None:
             task.cancel()
         loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         loop.close()
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_loops_side_by_side(backend: str) -> None:
+    """Two threads with a loop each serve the same app: each opens it once, whoever comes when."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send)
+
+    boxes = Sandboxes(app)
+    sandboxed = wrap(app, isolation=boxes, min_size=1, max_size=2, stall_after=None)
+    barrier = threading.Barrier(2)
+    statuses: list[int] = []
+
+    async def serve() -> None:
+        for _ in range(5):
+            await anyio.to_thread.run_sync(barrier.wait, 5)
+            statuses.append((await get(sandboxed)).status)
+        await sandboxed.aclose()
+
+    threads = [
+        threading.Thread(target=anyio.run, args=(serve,), kwargs={"backend": backend})
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert statuses == [200] * 10
+    assert boxes.calls.count("start") == boxes.calls.count("stop") == 2
+    assert boxes.calls.count("create") == boxes.calls.count("destroy") == 2
