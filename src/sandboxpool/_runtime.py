@@ -114,13 +114,16 @@ class Runtime:
             return
         if self.closing:
             raise PoolClosedError(f"{self.options.name} is shutting down.")
-        if self._opening is None:
-            # In a task of its own: the request that happens to be the first may be cancelled.
-            self._opening = []
-            self._open_error = None
-            self._opener = self.loop.spawn(self._open, f"open {self.options.name}")
         wakeup = self.loop.wakeup()
-        self._opening.append(wakeup)
+        if self._opening is not None:
+            self._opening.append(wakeup)
+        else:
+            # In a task of its own: the request that happens to be the first may be cancelled.
+            self._opening = [wakeup]
+            self._open_error = None
+            opener = self.loop.spawn(self._open, f"open {self.options.name}")
+            if self._opening is not None:  # an eager task may be over already
+                self._opener = opener
         await wakeup
         if self._open_error is not None:
             raise self._open_error

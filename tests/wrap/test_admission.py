@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 from typing import Any
 
@@ -667,3 +668,47 @@ def test_loops_side_by_side(backend: str) -> None:
     assert statuses == [200] * 10
     assert boxes.calls.count("start") == boxes.calls.count("stop") == 2
     assert boxes.calls.count("create") == boxes.calls.count("destroy") == 2
+
+
+if sys.version_info >= (3, 12):
+
+    @pytest.mark.parametrize("anyio_backend", [("asyncio", {})], indirect=True)
+    async def test_eager_tasks() -> None:
+        """Tasks that start eagerly, inside of a step of the app, disturb nothing."""
+        loop = asyncio.get_running_loop()
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await asyncio.gather(
+                *(asyncio.create_task(asyncio.sleep(0)) for _ in range(3)),
+                asyncio.create_task(
+                    send({"type": "http.response.start", "status": 200, "headers": []})
+                ),
+            )
+            await asyncio.create_task(send({"type": "http.response.body", "body": b"ok"}))
+
+        loop.set_task_factory(asyncio.eager_task_factory)
+        try:
+            async with wrap(app, lifespan="off") as sandboxed:
+                assert (await get(sandboxed)).text == "ok"
+        finally:
+            loop.set_task_factory(None)
+
+    @pytest.mark.parametrize("anyio_backend", [("asyncio", {})], indirect=True)
+    async def test_eager_tasks_in_the_queue() -> None:
+        """A client that has gone before its request joins the queue leaves it there and then."""
+        loop = asyncio.get_running_loop()
+        gated = Gated()
+        loop.set_task_factory(asyncio.eager_task_factory)
+        try:
+            async with one(gated) as sandboxed, anyio.create_task_group() as tasks:
+                tasks.start_soon(Connection(sandboxed, "/a").run)
+                await gated.came(1)
+                gone = Connection(sandboxed, "/gone")
+                gone.hang_up()
+                with anyio.fail_after(5):
+                    await gone.run()
+                assert gone.sent == []
+                assert waiting(sandboxed) == 0
+                gated.open("/a")
+        finally:
+            loop.set_task_factory(None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import threading
 import time
 from typing import Any
@@ -211,27 +210,3 @@ async def test_two_requests(caplog: pytest.LogCaptureFixture) -> None:
         await anyio.sleep(0.1)
         assert monitor_of(sandboxed).last.path == "/blocks"
     assert "/waits" not in caplog.text
-
-
-if sys.version_info >= (3, 12):
-
-    @pytest.mark.parametrize("anyio_backend", [("asyncio", {})], indirect=True)
-    async def test_eager_tasks() -> None:
-        """Tasks that start eagerly, inside of a step of the app, disturb nothing."""
-        loop = asyncio.get_running_loop()
-
-        async def app(scope: Any, receive: Any, send: Any) -> None:
-            await asyncio.gather(
-                *(asyncio.create_task(asyncio.sleep(0)) for _ in range(3)),
-                asyncio.create_task(
-                    send({"type": "http.response.start", "status": 200, "headers": []})
-                ),
-            )
-            await asyncio.create_task(send({"type": "http.response.body", "body": b"ok"}))
-
-        loop.set_task_factory(asyncio.eager_task_factory)
-        try:
-            async with wrap(app, lifespan="off") as sandboxed:
-                assert (await get(sandboxed)).text == "ok"
-        finally:
-            loop.set_task_factory(None)
