@@ -26,6 +26,8 @@ from starlette.routing import Host, Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 from starlette.testclient import TestClient
 
+from sandboxpool import SandboxedApp, wrap
+from sandboxpool.adapters.asgi import is_asgi_instance, is_wrapped
 from sandboxpool.isolation.clone import CloneFactory
 
 from .driver import Answer, Driver, Meeting, call
@@ -644,6 +646,33 @@ async def test_a_limit_of_a_dependency_stays_common() -> None:
         for number in range(6):
             group.start_soon(driver.get, number, "/")
     assert most == 2
+
+
+# --- what is ours and what only sounds like it --------------------------------------------
+
+
+async def test_a_package_with_a_similar_name() -> None:
+    """Middleware of a package called `sandboxpool_extras`, or of a test below, is copied."""
+    for module in ("sandboxpool_extras.limits", "sandboxpool.isolation.extras"):
+        similar: Any = type("Registered", (Registered,), {"__module__": module})
+        assert is_asgi_instance(similar(None))
+        app = app_with(tell)
+        app.add_middleware(similar)
+        first, second = await twice(app)
+        assert first.data == second.data == [1, ["alice"], {"n": 1}]
+
+
+def test_apps_with_a_pool_of_their_own_are_left_alone() -> None:
+    """A wrapped app and its page of figures are shared by sandboxes that they are mounted in."""
+
+    class Special(SandboxedApp):
+        """A user's own kind of wrapped app."""
+
+    wrapped = wrap(FastAPI())
+    special = Special(wrapped.app, wrapped._factory, wrapped.options)
+    for ours in (wrapped, wrapped.stats_app, special):
+        assert not is_asgi_instance(ours)
+    assert [is_wrapped(app) for app in (wrapped, special, wrapped.stats_app)] == [True, True, False]
 
 
 # --- keep, share, reset -------------------------------------------------------------------

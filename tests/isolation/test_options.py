@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 
-from sandboxpool import AppTypeError, OptionError
+from sandboxpool import AppTypeError, OptionError, wrap
 from sandboxpool.isolation.clone import CloneFactory
 from sandboxpool.isolation.factory import AppFactory
 
@@ -74,6 +74,23 @@ async def test_a_factory_that_returns_no_app() -> None:
     for make in (nothing, a_class):
         with pytest.raises(AppTypeError, match=f"the factory .*{make.__name__} returned"):
             await AppFactory(make).create()
+
+
+async def test_a_factory_that_returns_a_wrapped_app() -> None:
+    """A factory must return the app itself: a pool in a pool would only queue twice."""
+    inner = wrap(FastAPI(), name="shop")
+
+    def create_app() -> Any:
+        return inner
+
+    factory = AppFactory(create_app)
+    with pytest.raises(AppTypeError) as refused:
+        await factory.create()
+    text = str(refused.value)
+    assert "create_app returned <SandboxedApp shop isolation=clone closed>" in text
+    assert "which is wrapped already: a second pool would only queue in front" in text
+    assert "Return the app itself, and pass all options to the wrap() that takes" in text
+    assert inner.statistics().requests == 0
 
 
 async def test_a_factory_that_returns_one_app_twice() -> None:

@@ -9,6 +9,9 @@ _FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType)
 _NEXT_APP = frozenset({"app", "_app", "asgi_app", "application", "_base_app", "inner", "next_app"})
 """Attribute names under which an object of unclear signature is still the next ASGI app."""
 
+_WRAPPED = frozenset({("sandboxpool._sandboxed", "SandboxedApp")})
+_STATS_PAGE = frozenset({("sandboxpool._stats", "StatsPage")})
+
 
 class Adapter:
     """Answers what a clone must know of one framework's objects.
@@ -106,11 +109,21 @@ def is_asgi_instance(value: Any, name: str = "") -> bool:
     cls = type(value)
     if issubclass(cls, type) or cls in _FUNCTIONS:
         return False
-    if cls.__module__.partition(".")[0] == "sandboxpool":
-        # An app inside the app that has a pool of its own isolates its requests itself.
-        return False
     arity = _call_arity(cls)
-    return arity == 3 or (arity == -1 and name in _NEXT_APP)
+    if arity != 3 and not (arity == -1 and name in _NEXT_APP):
+        return False
+    # An app inside the app that has a pool of its own isolates its requests itself.
+    return not is_wrapped(value) and not _is_any(cls, _STATS_PAGE)
+
+
+def is_wrapped(value: Any) -> bool:
+    """Tell whether *value* is an app that `wrap()` has returned."""
+    return _is_any(type(value), _WRAPPED)
+
+
+def _is_any(cls: type, names: frozenset[tuple[str, str]]) -> bool:
+    # By name: whoever asks about apps need not have imported what serves them.
+    return any((base.__module__, base.__qualname__) in names for base in cls.__mro__)
 
 
 def is_asgi_function(value: Any) -> bool:

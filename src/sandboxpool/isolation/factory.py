@@ -13,6 +13,7 @@ from sandboxpool._exceptions import AppTypeError
 from sandboxpool._lifespan import Lifespan
 from sandboxpool._types import ASGIApp
 from sandboxpool.adapters import adapter_for, adapters
+from sandboxpool.adapters.asgi import is_wrapped
 
 from . import _stand_in
 from ._data import copy_plain
@@ -146,6 +147,12 @@ class AppFactory:
             raise AppTypeError(
                 f"the factory {shown} returned {made!r}, which is not an ASGI app: "
                 "return a new app from every call."
+            )
+        if is_wrapped(made):
+            raise AppTypeError(
+                f"the factory {shown} returned {made!r}, which is wrapped already: a second pool "
+                "would only queue in front of the first. Return the app itself, and pass all "
+                "options to the wrap() that takes the factory."
             )
         live = [*self._products.values(), self._first]
         if any(product is not None and product.app is made for product in live):
