@@ -41,6 +41,7 @@ class WrapOptions(TypedDict, total=False):
     destroy_timeout: float | None
     defer_timeout: float | None
     isolate_context: bool
+    gc_freeze: bool
     stats: str | None
     watchdog: Watchdog | None
     name: str | None
@@ -63,6 +64,7 @@ class AppOptions:
     stop_timeout: float | None
     defer_timeout: float | None
     isolate_context: bool
+    gc_freeze: bool
     stats: str | None
     watchdog: Watchdog | None
 
@@ -77,6 +79,7 @@ def check_app_options(
     max_size: object,
     stats: object,
     isolate_context: object,
+    gc_freeze: object,
     watchdog: object,
     name: object,
     **seconds: object,
@@ -103,7 +106,15 @@ def check_app_options(
     if stats is not None and not (isinstance(stats, str) and stats.startswith("/")):
         raise OptionError(f"stats={stats!r}: give a path like '/stats', or None.")
     _true_or_false("isolate_context", isolate_context)
+    _true_or_false("gc_freeze", gc_freeze)
     if watchdog is not None:
+        both = [o for o in ("execution_timeout", "slow_after") if seconds.get(o) is not None]
+        if both:
+            raise OptionError(
+                f"{both[0]}={seconds[both[0]]!r} is for the built-in watchdog, but watchdog= "
+                f"replaces it: leave out {both[0]}, or have your watchdog do it "
+                "(lease.cancel() cuts a request off)."
+            )
         missing = _missing(watchdog, "started", "ended", "changed", "stop")
         if missing:
             raise OptionError(

@@ -124,6 +124,19 @@ class RequestLease:
         if self.serving is not None:
             self.serving.deadline_changed(self)
 
+    def cancel(self) -> None:
+        """Cut the request off, as the watchdog does at its deadline.
+
+        The app is cancelled, the request is answered 504 if its response has not begun and its
+        connection cut otherwise, and the sandbox is retired. It may be called from any thread.
+
+        Raises:
+            LeaseEndedError: The lease is over.
+        """
+        self.check_open()
+        if self.serving is not None:
+            self.serving.cancelled(self)
+
     def check_open(self) -> None:
         """Raise `LeaseEndedError` if the lease is over."""
         if self.ended:

@@ -22,6 +22,14 @@ logger = logging.getLogger("sandboxpool.lifespan")
 # same must not take the process with it.
 _LAST_WORDS = 5.0
 
+_ASKED_AT_MOST = 8
+
+_ANSWERS = frozenset(
+    f"lifespan.{phase}.{outcome}"
+    for phase in ("startup", "shutdown")
+    for outcome in ("complete", "failed")
+)
+
 
 class Lifespan:
     """The lifespan of one app.
@@ -53,7 +61,7 @@ class Lifespan:
         self._startup_timeout = startup_timeout
         self._shutdown_timeout = shutdown_timeout
         self._task: Background | None = None
-        self._asked_to_start = False
+        self._asked_to_start = 0
         self._answered: str | None = None
         self._failure: str | None = None
         self._error: BaseException | None = None
@@ -143,14 +151,22 @@ class Lifespan:
             self._started.set()
 
     async def _receive(self) -> Message:
-        if not self._asked_to_start:
-            self._asked_to_start = True
+        if self._answered is None and self._asked_to_start < _ASKED_AT_MOST:
+            # Again to who asks again before any answer: middleware that receives without a look
+            # at the scope's type has taken the first one from the app behind it.
+            self._asked_to_start += 1
             return {"type": "lifespan.startup"}
         await self._stop.wait()
         return {"type": "lifespan.shutdown"}
 
     async def _send(self, message: Message) -> None:
-        self._answered = message["type"]
+        kind = message["type"]
+        if kind not in _ANSWERS:
+            # An app that looks at no scope type, and perhaps sends for ever.
+            raise LifespanError(
+                f"{self.name} sent {kind!r} in a lifespan, where only lifespan messages belong."
+            )
+        self._answered = kind
         if self._answered.endswith(".failed"):
             self._failure = message.get("message", "")
         self._started.set()

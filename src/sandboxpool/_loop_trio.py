@@ -132,7 +132,9 @@ class _TrioWakeup:
     def __await__(self) -> Generator[Any, Any, None]:
         if not self._woken:
             self._task = trio.lowlevel.current_task()
-            yield from trio.lowlevel.wait_task_rescheduled(self._abort).__await__()
+            yield from trio.lowlevel.wait_task_rescheduled(  # noqa: ASYNC105
+                self._abort
+            ).__await__()
 
     def _abort(self, _raise_cancel: object) -> trio.lowlevel.Abort:
         self._task = None

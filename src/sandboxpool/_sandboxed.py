@@ -20,6 +20,7 @@ from ._context import RequestLease, call_deferred, current
 from ._exceptions import (
     ExecutionTimeoutError,
     FactoryError,
+    LifespanError,
     PoolClosedError,
     PoolFullError,
     PoolTimeoutError,
@@ -51,12 +52,27 @@ class SandboxedApp:
 
     Attributes:
         app: What was wrapped: the template of the clones, or the factory.
-        options: The options it was made with.
+        wrap_options: The options it was made with.
+
+    Any other attribute is that of the wrapped app, so that `app = sandboxpool.wrap(app)` changes
+    nothing for code that says `app.state`, `app.dependency_overrides` or `@app.get(...)`: inside
+    of a request it reaches the request's own sandbox, outside of one the template.
     """
+
+    __slots__ = (
+        "__weakref__",
+        "_counters",
+        "_factory",
+        "_runtime",
+        "_runtimes",
+        "_stats_page",
+        "app",
+        "wrap_options",
+    )
 
     def __init__(self, app: Any, factory: SandboxFactory, options: AppOptions) -> None:
         self.app = app
-        self.options = options
+        self.wrap_options = options
         self._factory = factory
         self._counters = Counters()
         # The one that was used last, and those of all loops, by thread.
@@ -67,7 +83,32 @@ class SandboxedApp:
     def __repr__(self) -> str:
         runtime = self._runtime
         state = "closed" if runtime is None else runtime.state
-        return f"<SandboxedApp {self.options.name} isolation={self.options.isolation} {state}>"
+    # --- standing in for the wrapped app ----------------------------------------------------
+
+    # --- standing in for the wrapped app ------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        # Only called for what this class has not.
+        if name in SandboxedApp.__slots__ or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._template(name), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in SandboxedApp.__slots__:
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self._template(name), name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self._template(name), name)
+
+    def _template(self, name: str) -> Any:
+        if self.wrap_options.isolation == "factory":
+            raise AttributeError(
+                f"{self!r} has no attribute {name!r}: its sandboxes are made by a factory, each "
+                f"has an app of its own. Inside of a request use `request.app.{name}`."
+            )
+        return self.app
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -103,7 +144,7 @@ class SandboxedApp:
         runtime = self._here()
         if runtime is None:
             return
-        await runtime.aclose(self.options.drain_timeout if timeout is None else timeout)
+        await runtime.aclose(self.wrap_options.drain_timeout if timeout is None else timeout)
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -126,7 +167,7 @@ class SandboxedApp:
         """Return the runtime of the loop that runs here, a new one if need be."""
         runtime = self._here()
         if runtime is None or runtime.closed:
-            runtime = Runtime(self, self._factory, self.options, self._counters)
+            runtime = Runtime(self, self._factory, self.wrap_options, self._counters)
             for thread, other in tuple(self._runtimes.items()):
                 if other.loop.closed():
                     self._runtimes.pop(thread, None)
@@ -140,9 +181,10 @@ class SandboxedApp:
             try:
                 await self.open()
             except Exception as error:
-                logger.error("%s did not start: %s", self.options.name, error)
+                logger.error("%s did not start: %s", self.wrap_options.name, error)
                 told = "".join(traceback.format_exception(error))
                 await send({"type": "lifespan.startup.failed", "message": told})
+                _raise_reason(error)
                 return
             runtime = self._enter()
             if "state" in scope:
@@ -155,11 +197,12 @@ class SandboxedApp:
             await self._give_up()
             raise
         try:
-            await runtime.aclose(self.options.drain_timeout)
+            await runtime.aclose(self.wrap_options.drain_timeout)
         except Exception as error:
-            logger.error("%s did not stop in order: %s", self.options.name, error)
+            logger.error("%s did not stop in order: %s", self.wrap_options.name, error)
             told = "".join(traceback.format_exception(error))
             await send({"type": "lifespan.shutdown.failed", "message": told})
+            _raise_reason(error)
         else:
             await send({"type": "lifespan.shutdown.complete"})
 
@@ -171,7 +214,7 @@ class SandboxedApp:
             try:
                 await runtime.aclose(0)
             except Exception as error:
-                logger.error("%s did not stop in order: %s", self.options.name, error)
+                logger.error("%s did not stop in order: %s", self.wrap_options.name, error)
 
     # --- requests -----------------------------------------------------------------------------
 
@@ -183,7 +226,7 @@ class SandboxedApp:
             return None
         if kind != "http" and kind != "websocket":
             raise ValueError(f"{self!r} serves http, websocket and lifespan, not {kind!r}.")
-        if self.options.stats is not None and kind == "http" and self._is_stats(scope):
+        if self.wrap_options.stats is not None and kind == "http" and self._is_stats(scope):
             return await self._stats_page(scope, receive, send)
 
         runtime = self._runtime
@@ -286,7 +329,9 @@ class SandboxedApp:
         path: str = scope.get("path", "")
         root: str = scope.get("root_path", "")
         # As Starlette has it: the path includes the root path, but not with every server.
-        return path == self.options.stats or path == root.rstrip("/") + str(self.options.stats)
+        return path == self.wrap_options.stats or path == root.rstrip("/") + str(
+            self.wrap_options.stats
+        )
 
     async def _ready(self, scope: Scope, receive: Receive, send: Send) -> Runtime | None:
         """Open the app, or answer that it is not to be had."""
@@ -298,7 +343,7 @@ class SandboxedApp:
         try:
             await runtime.open()
         except Exception as error:
-            logger.error("%s did not start: %s", self.options.name, error, exc_info=error)
+            logger.error("%s did not start: %s", self.wrap_options.name, error, exc_info=error)
             await self._refuse(runtime, "the app did not start", scope, receive, send)
             return None
         return runtime
@@ -314,10 +359,10 @@ class SandboxedApp:
                 runtime.counters.hung_up += 1
             return slot
         except PoolTimeoutError as error:
-            limit = f"no sandbox became free within {self.options.pool['acquire_timeout']} s"
+            limit = f"no sandbox became free within {self.wrap_options.pool['acquire_timeout']} s"
             cause: Exception = error
         except PoolFullError as error:
-            limit = f"{self.options.pool['max_waiting']} requests are waiting for one already"
+            limit = f"{self.wrap_options.pool['max_waiting']} requests are waiting for one already"
             cause = error
         except PoolClosedError as error:
             limit, cause = "the app is shutting down", error
@@ -365,7 +410,10 @@ class SandboxedApp:
 
         def report(error: BaseException) -> None:
             logger.error(
-                "%s: a deferred callback of %r failed", self.options.name, lease, exc_info=error
+                "%s: a deferred callback of %r failed",
+                self.wrap_options.name,
+                lease,
+                exc_info=error,
             )
 
         if context is None:
@@ -382,7 +430,7 @@ class SandboxedApp:
         async def await_all() -> None:
             pending = first
             limit.deadline = anyio.current_time() + (
-                inf if self.options.defer_timeout is None else self.options.defer_timeout
+                inf if self.wrap_options.defer_timeout is None else self.wrap_options.defer_timeout
             )
             with limit:
                 while pending is not None:
@@ -412,9 +460,9 @@ class SandboxedApp:
         if limit.cancelled_caught:
             logger.error(
                 "%s: the deferred callbacks of %r did not end within %s s",
-                self.options.name,
+                self.wrap_options.name,
                 lease,
-                self.options.defer_timeout,
+                self.wrap_options.defer_timeout,
             )
         if cancelled is not None:
             raise cancelled
@@ -455,14 +503,26 @@ class SandboxedApp:
         """Return the figures of this moment, those of the loop that it was last called in."""
         runtime = self._runtime
         if runtime is None:
-            pool = Pool(self._factory, **self.options.pool)
-            return statistics_of(self.options, self._counters, pool)
+            pool = Pool(self._factory, **self.wrap_options.pool)
+            return statistics_of(self.wrap_options, self._counters, pool)
         return runtime.statistics()
 
     @property
     def stats_app(self) -> ASGIApp:
         """An ASGI app that shows `statistics()` as JSON; mount it where you like."""
         return self._stats_page
+
+
+def _raise_reason(error: BaseException) -> None:
+    """Raise what the app itself raised, as servers and test clients get it without us.
+
+    An app that only said that it failed has raised nothing, and neither does this.
+    """
+    reason: BaseException | None = error
+    while isinstance(reason, LifespanError | FactoryError):
+        reason = reason.__cause__
+    if reason is not None:
+        raise reason
 
 
 def _reset(token: Any) -> None:

@@ -81,6 +81,7 @@ def wrap(
     destroy_timeout: float | None = 10.0,
     defer_timeout: float | None = 5.0,
     isolate_context: bool = True,
+    gc_freeze: bool = False,
     stats: str | None = None,
     watchdog: Watchdog | None = None,
     name: str | None = None,
@@ -142,6 +143,9 @@ def wrap(
         defer_timeout: Seconds for the deferred callbacks of a request, all together.
         isolate_context: Whether context variables that the app sets are kept from the server's
             connection and so from its next request.
+        gc_freeze: Whether to call `gc.freeze()` once, when the app has started and `min_size`
+            sandboxes exist. Full collections then skip them all; choose it for a server with
+            many sandboxes. It concerns the whole process, and whatever exists at that moment.
         stats: A path at which the wrapped app shows its statistics as JSON, outside of the
             pool, so that it answers when every sandbox is taken.
         watchdog: Instead of the built-in one; see `sandboxpool.abc.Watchdog`.
@@ -171,6 +175,7 @@ def wrap(
         max_size=max_size,
         stats=stats,
         isolate_context=isolate_context,
+        gc_freeze=gc_freeze,
         watchdog=watchdog,
         name=name,
         execution_timeout=execution_timeout,
@@ -228,6 +233,7 @@ def wrap(
         stop_timeout=destroy_timeout,
         defer_timeout=defer_timeout,
         isolate_context=isolate_context,
+        gc_freeze=gc_freeze,
         stats=stats,
         watchdog=watchdog,
     )

@@ -383,6 +383,10 @@ class RequestLease(Protocol):
         """Set the execution deadline to *seconds* from now, `None` for no deadline."""
         ...
 
+    def cancel(self) -> None:
+        """Cut the request off, as the watchdog does at its deadline."""
+        ...
+
 
 class Watchdog(Protocol):
     """Decide what happens to a request that takes too long.

@@ -68,11 +68,48 @@ async def test_startup_fails(factory: bool, caplog: pytest.LogCaptureFixture) ->
     server = Lifespan(sandboxed)
     async with anyio.create_task_group() as tasks:
         await server.start(tasks)
-    assert server.error is None
+    assert isinstance(server.error, RuntimeError)  # as it would come out of the app itself
+    assert str(server.error) == "no database today"
     assert server.types == ["lifespan.startup.failed"]
     assert "no database today" in server.sent[0]["message"]
     assert "no database today" in caplog.text
     assert sandboxed.statistics().pool.size == 0
+
+
+async def test_startup_taken_by_middleware() -> None:
+    """Middleware that receives without a look at the scope's type does not starve the app."""
+    seen: list[str] = []
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        seen.append("start")
+        yield
+        seen.append("stop")
+
+    inner = app_with(lifespan)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await inner(scope, receive, send)
+
+    server = Lifespan(wrap(app, stall_after=None))
+    async with anyio.create_task_group() as tasks:
+        await server.start(tasks)
+        await server.stop()
+    assert seen == ["start", "stop"]
+
+
+async def test_an_app_that_sends_anything_in_a_lifespan() -> None:
+    """An app that looks at no scope type, and sends for ever, takes no part in the lifespan."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while scope["type"] == "lifespan":
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        await send({"type": "http.response.body", "body": b"served"})
+
+    async with wrap(app, stall_after=None) as sandboxed:
+        assert (await get(sandboxed)).body == b"served"
 
 
 async def test_startup_failed_message() -> None:
@@ -85,6 +122,7 @@ async def test_startup_failed_message() -> None:
     server = Lifespan(wrap(app, stall_after=None))
     async with anyio.create_task_group() as tasks:
         await server.start(tasks)
+    assert server.error is None
     assert server.types == ["lifespan.startup.failed"]
     assert "the tank is empty" in server.sent[0]["message"]
 

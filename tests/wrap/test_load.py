@@ -163,16 +163,16 @@ async def test_import_strings(shop: Path) -> None:
     for text in ("wrapped_shop.main:app", "wrapped_shop.main:Box.inner"):
         sandboxed = wrap(text)
         assert isinstance(sandboxed.app, Starlette)
-        assert sandboxed.options.name == text
+        assert sandboxed.wrap_options.name == text
     async with wrap("wrapped_shop.main:create_app", factory=True) as made:
         assert (await get(made)).status == 404
 
 
 def test_name() -> None:
     """An app is called after its class or function, unless it is given a name."""
-    assert wrap(raw).options.name == f"{__name__}.raw"
-    assert wrap(Starlette()).options.name == "starlette.applications.Starlette"
-    assert wrap(raw, name="shop").options.name == "shop"
+    assert wrap(raw).wrap_options.name == f"{__name__}.raw"
+    assert wrap(Starlette()).wrap_options.name == "starlette.applications.Starlette"
+    assert wrap(raw, name="shop").wrap_options.name == "shop"
     assert repr(wrap(raw, name="shop")) == "<SandboxedApp shop isolation=clone closed>"
 
 
@@ -297,7 +297,7 @@ def test_factory_with_clone() -> None:
     """`isolation="clone"` makes the template with the factory, at once, and checks it."""
     sandboxed = wrap(make_starlette, factory=True, isolation="clone")
     assert isinstance(sandboxed, SandboxedApp)
-    assert sandboxed.options.isolation == "clone"
+    assert sandboxed.wrap_options.isolation == "clone"
     with pytest.raises(AppTypeError, match=r"got what .* returned, which takes two arguments"):
         wrap(lambda: wsgi, factory=True, isolation="clone")  # type: ignore[call-overload]
     with pytest.raises(AppTypeError, match="a coroutine"):

@@ -118,15 +118,15 @@ def test_sizes() -> None:
         ({"min_size": 2000}, (2000, 2000)),
         ({"min_size": 0}, (0, 1000)),
     ]:
-        pool = wrap(raw, **options).options.pool  # type: ignore[call-overload]
+        pool = wrap(raw, **options).wrap_options.pool  # type: ignore[call-overload]
         assert (pool["min_size"], pool["max_size"]) == sizes
-    pool = wrap(make_starlette, factory=True).options.pool
+    pool = wrap(make_starlette, factory=True).wrap_options.pool
     assert (pool["min_size"], pool["max_size"]) == (1, 40)
 
 
 def test_fresh() -> None:
     """`reset="fresh"` is one use for each sandbox, whatever `max_uses` says."""
-    assert wrap(raw, reset="fresh", max_uses=7).options.pool["max_uses"] == 1
+    assert wrap(raw, reset="fresh", max_uses=7).wrap_options.pool["max_uses"] == 1
 
 
 def test_types_match() -> None:

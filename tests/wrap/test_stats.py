@@ -175,7 +175,7 @@ async def test_stats_path_below_a_mount() -> None:
 
     sandboxed = wrap(app, stats="/stats", lifespan="off", stall_after=None)
     outer = Starlette(routes=[Mount("/shop", app=sandboxed)])
-    assert (await get(outer, "/shop/stats")).json["name"] == sandboxed.options.name
+    assert (await get(outer, "/shop/stats")).json["name"] == sandboxed.wrap_options.name
     assert (await get(outer, "/shop/other")).text == "ok"
     # The same from a server with a root path of its own.
     answer = await get(sandboxed, "/api/stats", root_path="/api")

@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+import sandboxpool
 from sandboxpool import (
     ExecutionTimeoutError,
     OptionError,
@@ -531,7 +532,7 @@ async def test_custom_watchdog() -> None:
             raise KeyError
         await respond(send)
 
-    async with raw(app, watchdog=recorder) as sandboxed:
+    async with raw(app, watchdog=recorder, execution_timeout=None) as sandboxed:
         await get(sandboxed, "/a")
         await get(sandboxed, "/b")
         with pytest.raises(KeyError):
@@ -563,7 +564,7 @@ async def test_broken_watchdog(hook: str) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await respond(send)
 
-    async with raw(app, watchdog=Broken()) as sandboxed:
+    async with raw(app, watchdog=Broken(), execution_timeout=None) as sandboxed:
         for _ in range(3):
             try:
                 await get(sandboxed)
@@ -588,3 +589,37 @@ async def test_no_timer_per_request() -> None:
         assert sandboxed._runtime is not None
         watchdog: Any = sandboxed._runtime.watchdog
         assert not watchdog._leases
+
+
+async def test_cancel() -> None:
+    """`lease.cancel()` cuts the request off as the watchdog would, also from a thread."""
+    after: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        lease = current_lease()
+        if scope["path"] == "/thread":
+            await anyio.to_thread.run_sync(lease.cancel)
+        else:
+            lease.cancel()
+        await anyio.sleep(10)
+        after.append("not cancelled")
+
+    async with raw(app, execution_timeout=None) as sandboxed:
+        for path in ("/here", "/thread"):
+            assert (await get(sandboxed, path)).status == 504
+        assert sandboxed.statistics().cut_off == 2
+        assert sandboxed.statistics().pool.retired == {"expired": 2}
+    assert after == []
+
+
+def test_watchdog_and_limits() -> None:
+    """A watchdog of one's own together with a limit of the built-in one is refused."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None: ...
+
+    with pytest.raises(
+        sandboxpool.OptionError,
+        match=r"slow_after=3 is for the built-in watchdog, but watchdog= replaces it: leave out "
+        r"slow_after, or have your watchdog do it \(lease\.cancel\(\) cuts a request off\)",
+    ):
+        sandboxpool.wrap(app, watchdog=Recorder(), slow_after=3)
