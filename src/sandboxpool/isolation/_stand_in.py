@@ -8,6 +8,7 @@ outside of any request. The clones keep the original class and pay nothing.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,13 +17,16 @@ from sandboxpool._context import current
 
 _originals: WeakKeyDictionary[type, type] = WeakKeyDictionary()
 """The original class of every stand-in class."""
+_changing = threading.Lock()
+"""Held while an object gets or loses its stand-in class: every thread may have a loop."""
 
 
 class Redirect:
     """Where the attributes of one template go.
 
     Attributes:
-        owners: The factories that made clones of the template.
+        owners: The factories that made clones of the template; one as many times as it asked
+            for that, in several event loops or for several products that mount the same app.
         changed: Called with the name when the template itself is written to.
     """
 
@@ -71,7 +75,7 @@ class StandIn:
             setattr(target, name, value)
             return
         super().__setattr__(name, value)
-        for changed in redirect.changed:
+        for changed in tuple(redirect.changed):
             changed(name)
 
     def __delattr__(self, name: str) -> None:
@@ -81,7 +85,7 @@ class StandIn:
             delattr(target, name)
             return
         super().__delattr__(name)
-        for changed in redirect.changed:
+        for changed in tuple(redirect.changed):
             changed(name)
 
 
@@ -96,41 +100,50 @@ def install(template: Any, owner: object, changed: Callable[[str], None] | None 
     Returns:
         Whether the class of *template* could be swapped.
     """
-    cls = type(template)
-    redirect: Redirect | None = cls.__dict__.get("_sandboxpool_redirect")
-    if redirect is None:
-        redirect = Redirect()
-        names = {
-            "__slots__": (),
-            "__module__": cls.__module__,
-            "__qualname__": cls.__qualname__,
-            "__doc__": cls.__doc__,
-            "_sandboxpool_redirect": redirect,
-        }
-        try:
-            metaclass: Any = type(cls)
-            stand_in = metaclass(cls.__name__, (StandIn, cls), names)
-            _originals[stand_in] = cls
-            object.__setattr__(template, "__class__", stand_in)
-        except TypeError:
-            # A layout or a metaclass that allows no such subclass: clones work all the same,
-            # but what holds the template itself does not reach them.
-            return False
-    if owner not in redirect.owners:
+    with _changing:
+        redirect: Redirect | None = type(template).__dict__.get("_sandboxpool_redirect")
+        if redirect is None:
+            redirect = _swap(template)
+            if redirect is None:
+                return False
         redirect.owners.append(owner)
         if changed is not None:
             redirect.changed.append(changed)
-    return True
+        return True
+
+
+def _swap(template: Any) -> Redirect | None:
+    """Give *template* a stand-in class; `None` if it allows none."""
+    cls = type(template)
+    redirect = Redirect()
+    names = {
+        "__slots__": (),
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+        "_sandboxpool_redirect": redirect,
+    }
+    try:
+        metaclass: Any = type(cls)
+        stand_in = metaclass(cls.__name__, (StandIn, cls), names)
+        _originals[stand_in] = cls
+        object.__setattr__(template, "__class__", stand_in)
+    except TypeError:
+        # A layout or a metaclass that allows no such subclass: clones work all the same,
+        # but what holds the template itself does not reach them.
+        return None
+    return redirect
 
 
 def remove(template: Any, owner: object, changed: Callable[[str], None] | None = None) -> None:
-    """Undo `install`; with the last owner gone, the template has its own class again."""
-    cls = type(template)
-    redirect: Redirect | None = cls.__dict__.get("_sandboxpool_redirect")
-    if redirect is None or owner not in redirect.owners:
-        return
-    redirect.owners.remove(owner)
-    if changed is not None and changed in redirect.changed:
-        redirect.changed.remove(changed)
-    if not redirect.owners:
-        object.__setattr__(template, "__class__", _originals[cls])
+    """Undo one `install`; after the last one, the template has its own class again."""
+    with _changing:
+        cls = type(template)
+        redirect: Redirect | None = cls.__dict__.get("_sandboxpool_redirect")
+        if redirect is None or owner not in redirect.owners:
+            return
+        redirect.owners.remove(owner)
+        if changed is not None and changed in redirect.changed:
+            redirect.changed.remove(changed)
+        if not redirect.owners:
+            object.__setattr__(template, "__class__", _originals[cls])

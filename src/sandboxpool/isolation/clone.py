@@ -5,15 +5,39 @@ from __future__ import annotations
 from collections.abc import Awaitable, Iterable, Mapping
 from typing import Any, Literal
 
+import attrs
+
 from sandboxpool._lifespan import Lifespan
 from sandboxpool._types import ASGIApp
 
 from ._data import copy_plain
+from ._per_loop import Failures, PerLoop
 from ._rules import Options, Reset
 from ._sandbox import AppSandbox
 from ._template import Template
 
 __all__ = ("CloneFactory",)
+
+
+@attrs.define(eq=False)
+class _Life:
+    """What a factory has in one event loop.
+
+    The lifespan that runs once is there only if it has started. Its own template, for what has
+    changed since a clone was made is counted there, and threads must not count in each other's.
+    """
+
+    template: Template
+    lifespan: Lifespan | None = None
+    state: Mapping[str, Any] = attrs.field(factory=dict)
+    each: dict[AppSandbox, tuple[Lifespan, Template]] = attrs.field(factory=dict)
+    failures: Failures = attrs.field(factory=Failures)
+
+    def release(self) -> None:
+        """Let the template be an ordinary app again, as far as this loop is concerned."""
+        self.template.release()
+        for _, template in self.each.values():
+            template.release()
 
 
 class CloneFactory:
@@ -52,17 +76,23 @@ class CloneFactory:
     ) -> None:
         self.app = app
         self.name = name
-        self.lifespan_state: Mapping[str, Any] = {}
         self._options = Options(
             lifespan=lifespan, reset=reset, keep=keep, share=share, middleware=middleware or {}
         )
         self._mode = lifespan
-        self._template = Template(app, self, self._options.rules)
-        self._lifespan: Lifespan | None = None
-        self._each: dict[AppSandbox, tuple[Lifespan, Template]] = {}
+        self._lives = PerLoop(self._new_life, _Life.release)
 
     def __repr__(self) -> str:
         return f"<CloneFactory of {self.name}>"
+
+    def _new_life(self) -> _Life:
+        return _Life(Template(self.app, self, self._options.rules))
+
+    @property
+    def lifespan_state(self) -> Mapping[str, Any]:
+        """What the lifespan that runs once, in this event loop, put into `scope["state"]`."""
+        life = self._lives.get()
+        return {} if life is None else life.state
 
     async def start(self) -> None:
         """Start the template, and find out what a clone consists of.
@@ -71,43 +101,50 @@ class CloneFactory:
             LifespanStartupError: The app did not start.
             OptionError: A name in the options matches nothing in the app.
         """
-        if self._mode == "once":
-            lifespan = Lifespan(self.app, name=self.name)
-            await lifespan.startup()
-            self._lifespan = lifespan
-            self.lifespan_state = lifespan.state
+        life = self._lives.here()
         try:
-            self._options.check(self.app, self._template.compile())
+            if self._mode == "once":
+                lifespan = Lifespan(self.app, name=self.name)
+                await lifespan.startup()
+                life.lifespan = lifespan
+                life.state = lifespan.state
+            self._options.check(self.app, life.template.compile())
         except BaseException:
             await self.stop()
             raise
 
     async def stop(self) -> None:
-        """Stop the template; it is an ordinary app again.
+        """Stop the template; with the last event loop that used it, it is an ordinary app again.
 
         Raises:
-            LifespanShutdownError: The app did not stop in order.
+            LifespanShutdownError: The app did not stop in order, or, where each clone has a
+                lifespan, some of the last ones did not.
         """
-        self._template.release()
-        lifespan, self._lifespan = self._lifespan, None
-        if lifespan is not None:
-            await lifespan.shutdown()
+        life = self._lives.pop()
+        if life is None:
+            return
+        life.release()
+        if life.lifespan is not None:
+            await life.lifespan.shutdown()
+        life.failures.raise_any(self.name)
 
     async def create(self) -> AppSandbox:
         """Return a new clone."""
         if self._mode == "each":
-            return await self._create_with_lifespan()
+            return await self._create_with_lifespan(self._lives.here())
         return self.build()
 
     def build(self) -> AppSandbox:
         """Return a new clone of the template."""
-        sandbox = AppSandbox(self, self._options.rules, self._template)
-        sandbox.lifespan_state = self.lifespan_state
+        life = self._lives.here()
+        sandbox = AppSandbox(self, self._options.rules, life.template)
+        sandbox.lifespan_state = life.state
         return sandbox
 
-    async def _create_with_lifespan(self) -> AppSandbox:
+    async def _create_with_lifespan(self, life: _Life) -> AppSandbox:
+        life.failures.clear()
         # Two steps: what the lifespan starts with is a clone, and so is what requests run in.
-        recipe, new = self._template.build()
+        recipe, new = life.template.build()
         for index, key, source in recipe.states:
             new[index].__dict__[key] = recipe.make_state(copy_plain(dict(source), {}))
         app = new[recipe.root] if recipe.root is not None else self.app
@@ -121,7 +158,7 @@ class CloneFactory:
             twin = sandbox.apps.get(id(new[index]))
             if twin is not None:
                 sandbox.apps[original] = twin
-        self._each[sandbox] = lifespan, template
+        life.each[sandbox] = lifespan, template
         return sandbox
 
     def reset(self, sandbox: AppSandbox, /) -> Awaitable[None] | None:
@@ -135,7 +172,12 @@ class CloneFactory:
             LifespanShutdownError: Its own lifespan did not stop in order.
         """
         await sandbox.aclose()
-        lifespan, template = self._each.pop(sandbox, (None, None))
-        if lifespan is not None and template is not None:
+        life = self._lives.get()
+        lifespan, template = (None, None) if life is None else life.each.pop(sandbox, (None, None))
+        if life is not None and lifespan is not None and template is not None:
             template.release()
-            await lifespan.shutdown()
+            try:
+                await lifespan.shutdown()
+            except BaseException as error:
+                life.failures.note(error, self.name)
+                raise

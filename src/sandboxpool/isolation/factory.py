@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from sandboxpool.adapters.asgi import is_wrapped
 from . import _stand_in
 from ._data import copy_plain
 from ._graph import getattr_dict
+from ._per_loop import Failures, PerLoop
 from ._rules import Options, Reset
 from ._sandbox import AppSandbox
 from ._template import Template
@@ -31,6 +32,37 @@ class _Product:
 
     app: Any
     lifespan: Lifespan | None = None
+
+
+@attrs.define(eq=False)
+class _Life:
+    """What a factory has in one event loop.
+
+    Attributes:
+        products: The products in use, by sandbox.
+        first: The product whose lifespan runs once.
+        spare: The same, until it becomes a sandbox.
+        state: What that lifespan put into `scope["state"]`.
+        from_lifespan: What it put into the state of the app.
+        globals: The apps of the factory's module, by id, that stand for the sandbox's.
+        failures: What went wrong at the end of sandboxes.
+    """
+
+    owner: AppFactory
+    products: dict[AppSandbox, _Product] = attrs.field(factory=dict)
+    first: _Product | None = None
+    spare: _Product | None = None
+    state: Mapping[str, Any] = attrs.field(factory=dict)
+    from_lifespan: dict[str, Any] = attrs.field(factory=dict)
+    globals: dict[int, Any] = attrs.field(factory=dict)
+    failures: Failures = attrs.field(factory=Failures)
+
+    def release(self) -> None:
+        """Let all apps be themselves again, as far as this loop is concerned."""
+        for app in self.globals.values():
+            _stand_in.remove(app, self.owner)
+        for sandbox in self.products:
+            sandbox.template.release()
 
 
 class FactorySandbox(AppSandbox):
@@ -88,20 +120,21 @@ class AppFactory:
             )
         self.make = make
         self.name = name
-        self.lifespan_state: Mapping[str, Any] = {}
         self._options = Options(
             lifespan=lifespan, reset=reset, keep=keep, share=share, middleware=middleware or {}
         )
         self._mode = lifespan
-        self._products: dict[AppSandbox, _Product] = {}
-        self._first: _Product | None = None
-        self._spare: _Product | None = None
-        self._from_lifespan: dict[str, Any] = {}
-        self._globals: dict[int, Any] = {}
+        self._lives = PerLoop(lambda: _Life(self), _Life.release)
         self._checked = False
 
     def __repr__(self) -> str:
         return f"<AppFactory of {self.name}>"
+
+    @property
+    def lifespan_state(self) -> Mapping[str, Any]:
+        """What the lifespan that runs once, in this event loop, put into `scope["state"]`."""
+        life = self._lives.get()
+        return {} if life is None else life.state
 
     async def start(self) -> None:
         """Start the first product, if the lifespan runs once.
@@ -112,31 +145,34 @@ class AppFactory:
         """
         if self._mode != "once":
             return
+        life = self._lives.here()
         product = await self._make()
         state = _state_dict(product.app)
         before = dict(state or {})
         product.lifespan = Lifespan(product.app, name=self.name)
         await product.lifespan.startup()
-        self.lifespan_state = product.lifespan.state
-        self._from_lifespan = {
+        life.state = product.lifespan.state
+        life.from_lifespan = {
             key: value
             for key, value in (_state_dict(product.app) or {}).items()
             if key not in before or before[key] is not value
         }
-        self._first = self._spare = product
+        life.first = life.spare = product
 
     async def stop(self) -> None:
         """Stop the first product, and let the module's apps be themselves again.
 
         Raises:
-            LifespanShutdownError: The app did not stop in order.
+            LifespanShutdownError: The app did not stop in order, or, where each product has a
+                lifespan, some of the last ones did not.
         """
-        for app in self._globals.values():
-            _stand_in.remove(app, self)
-        self._globals = {}
-        first, self._first, self._spare = self._first, None, None
-        if first is not None and first.lifespan is not None:
-            await first.lifespan.shutdown()
+        life = self._lives.pop()
+        if life is None:
+            return
+        life.release()
+        if life.first is not None and life.first.lifespan is not None:
+            await life.first.lifespan.shutdown()
+        life.failures.raise_any(self.name)
 
     async def _make(self) -> _Product:
         made: Any = self.make()
@@ -154,13 +190,18 @@ class AppFactory:
                 "would only queue in front of the first. Return the app itself, and pass all "
                 "options to the wrap() that takes the factory."
             )
-        live = [*self._products.values(), self._first]
-        if any(product is not None and product.app is made for product in live):
+        if any(product.app is made for product in self._in_use()):
             raise AppTypeError(
                 f"the factory {shown} returned the same {type(made).__name__} twice: "
                 "build a new app in every call, or wrap the app itself instead."
             )
         return _Product(made)
+
+    def _in_use(self) -> Iterator[_Product]:
+        for life in self._lives.all():
+            yield from tuple(life.products.values())
+            if life.first is not None:
+                yield life.first
 
     async def create(self) -> AppSandbox:
         """Call the factory function, and return a sandbox of what it made.
@@ -169,43 +210,45 @@ class AppFactory:
             LifespanStartupError: The product did not start.
             AppTypeError: The factory function returned no app, or one that it returned before.
         """
-        product, self._spare = self._spare, None
+        life = self._lives.here()
+        life.failures.clear()
+        product, life.spare = life.spare, None
         if product is None:
             product = await self._make()
             if self._mode == "each":
                 product.lifespan = Lifespan(product.app, name=self.name)
                 await product.lifespan.startup()
-            elif self._from_lifespan:
+            elif life.from_lifespan:
                 state = _state_dict(product.app)
                 if state is not None:
-                    state.update(copy_plain(dict(self._from_lifespan), {}))
+                    state.update(copy_plain(dict(life.from_lifespan), {}))
         try:
-            return self._wrap(product)
+            return self._wrap(product, life)
         except BaseException:
-            if product.lifespan is not None and product is not self._first:
+            if product.lifespan is not None and product is not life.first:
                 await product.lifespan.shutdown()
             raise
 
-    def _wrap(self, product: _Product) -> AppSandbox:
+    def _wrap(self, product: _Product, life: _Life) -> AppSandbox:
         template = Template(product.app, self, self._options.rules)
         recipe = template.compile()
         if not self._checked:
             self._options.check(product.app, recipe)
             self._checked = True
         sandbox = FactorySandbox(self, self._options.rules, template)
-        self._find_globals(product.app, recipe.apps)
-        sandbox._globals = self._globals
-        for app in self._globals.values():
+        self._find_globals(product.app, recipe.apps, life.globals)
+        sandbox._globals = life.globals
+        for app in life.globals.values():
             if app is not product.app:
                 template.also_overrides(app)
         if self._mode == "each" and product.lifespan is not None:
             sandbox.lifespan_state = product.lifespan.state
         else:
-            sandbox.lifespan_state = self.lifespan_state
-        self._products[sandbox] = product
+            sandbox.lifespan_state = life.state
+        life.products[sandbox] = product
         return sandbox
 
-    def _find_globals(self, app: Any, inside: Mapping[int, int]) -> None:
+    def _find_globals(self, app: Any, inside: Mapping[int, int], found: dict[int, Any]) -> None:
         """Make the apps in the factory's module stand for the product of the request.
 
         `app = create_app()` at the end of a module is what other modules import. Only apps of
@@ -221,10 +264,10 @@ class AppFactory:
                 _stand_in.original_class(type(value)) is cls
                 and any(adapter.is_app(value) for adapter in adapters())
                 and (value is app or id(value) not in inside)
-                and id(value) not in self._globals
+                and id(value) not in found
                 and _stand_in.install(value, self)
             ):
-                self._globals[id(value)] = value
+                found[id(value)] = value
 
     def reset(self, sandbox: AppSandbox, /) -> Awaitable[None] | None:
         """Make a sandbox as it was after start-up."""
@@ -236,13 +279,17 @@ class AppFactory:
         Raises:
             LifespanShutdownError: Its own lifespan did not stop in order.
         """
-        product = self._products.pop(sandbox, None)
+        life = self._lives.get()
+        product = None if life is None else life.products.pop(sandbox, None)
         await sandbox.aclose()
-        if product is None:
+        if life is None or product is None:
             return
         try:
-            if product.lifespan is not None and product is not self._first:
+            if product.lifespan is not None and product is not life.first:
                 await product.lifespan.shutdown()
+        except BaseException as error:
+            life.failures.note(error, self.name)
+            raise
         finally:
             sandbox.template.release()
             adapter_for(product.app).forget(product.app)
