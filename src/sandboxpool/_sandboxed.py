@@ -83,7 +83,8 @@ class SandboxedApp:
     def __repr__(self) -> str:
         runtime = self._runtime
         state = "closed" if runtime is None else runtime.state
-    # --- standing in for the wrapped app ----------------------------------------------------
+        options = self.wrap_options
+        return f"<SandboxedApp {options.name} isolation={options.isolation} {state}>"
 
     # --- standing in for the wrapped app ------------------------------------------------------
 
