@@ -155,27 +155,94 @@ async def test_shutdown_fails() -> None:
     assert "cannot let go" in server.sent[1]["message"]
     assert sandboxed.statistics().pool.size == 0
 
-    async with wrap(make, factory=True, min_size=3, max_size=3, stall_after=None) as many:
-        pass
+    many = wrap(make, factory=True, min_size=3, max_size=3, stall_after=None)
+    await many.open()
+    with pytest.raises(
+        LifespanShutdownError, match=r"1 sandbox of .* failed to stop: .*cannot let"
+    ):
+        await many.aclose()
     assert len(stopped) == 3
     assert many.statistics().pool.size == 0
 
 
-async def test_each_lifespan_failure_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """With a lifespan for each sandbox, all of them are stopped, and each failure is logged."""
+@pytest.mark.parametrize("factory", [False, True])
+async def test_each_lifespan_failure_is_told(
+    factory: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a lifespan for each sandbox, all of them are stopped, and the server hears of it."""
+    stopped = []
 
     def make() -> Starlette:
         @asynccontextmanager
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
             yield
-            raise RuntimeError("cannot let go")
+            stopped.append(app)
+            if len(stopped) != 2:
+                raise RuntimeError(f"cannot let go of {len(stopped)}")
 
         return app_with(lifespan)
 
-    async with wrap(make, factory=True, min_size=2, max_size=2, stall_after=None):
-        pass
+    options: Any = {"min_size": 3, "max_size": 3, "stall_after": None, "name": "shop"}
+    sandboxed: SandboxedApp
+    if factory:
+        sandboxed = wrap(make, factory=True, **options)
+    else:
+        sandboxed = wrap(make(), lifespan="each", **options)
+    server = Lifespan(sandboxed)
+    async with anyio.create_task_group() as tasks:
+        await server.start(tasks)
+        await server.stop()
+    assert server.types == ["lifespan.startup.complete", "lifespan.shutdown.failed"]
+    told = server.sent[1]["message"]
+    assert "LifespanShutdownError: 2 sandboxes of shop failed to stop: shop failed" in told
+    assert "RuntimeError: cannot let go of 1" in told  # the cause, with its traceback
     failures = [r for r in caplog.records if "failed to stop: RuntimeErr" in r.getMessage()]
-    assert len(failures) == 2
+    assert len(failures) >= 2  # each one also by itself
+    assert len(stopped) == 3
+    assert sandboxed.statistics().pool.size == 0
+
+
+async def test_each_lifespan_failure_while_serving(caplog: pytest.LogCaptureFixture) -> None:
+    """A sandbox that fails to stop while the app serves is logged, and forgotten at its end."""
+    made = []
+
+    def make() -> Starlette:
+        made.append(number := len(made))
+
+        @asynccontextmanager
+        async def lifespan(app: Starlette) -> AsyncIterator[None]:
+            yield
+            if number == 0:
+                raise RuntimeError("cannot let go")
+
+        return app_with(lifespan, Route("/", lambda request: JSONResponse({})))
+
+    sandboxed = wrap(make, factory=True, max_uses=1, min_size=1, max_size=1, stall_after=None)
+    async with sandboxed:
+        for _ in range(4):
+            assert (await get(sandboxed)).status == 200
+    assert len(made) >= 4
+    assert "cannot let go" in caplog.text
+
+
+async def test_each_lifespan_that_hangs(caplog: pytest.LogCaptureFixture) -> None:
+    """A sandbox that does not stop in time is a failure, too, and does not keep the app open."""
+
+    def make() -> Starlette:
+        @asynccontextmanager
+        async def lifespan(app: Starlette) -> AsyncIterator[None]:
+            yield
+            await anyio.sleep_forever()
+
+        return app_with(lifespan)
+
+    sandboxed = wrap(
+        make, factory=True, min_size=1, max_size=1, destroy_timeout=0.02, stall_after=None
+    )
+    await sandboxed.open()
+    with pytest.raises(LifespanShutdownError, match=r"1 sandbox of .* did not stop before it was"):
+        await sandboxed.aclose()
+    assert sandboxed.statistics().pool.size == 0
 
 
 async def test_aclose_raises() -> None:
