@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import sys
 import warnings
+from math import inf
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._exceptions import LeaseEndedError, WrongLoopError
-from ._slots import Slot, State
+from ._slots import IDLE, Slot
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -47,7 +48,8 @@ NOWHERE = _Nowhere()
 class Key:
     """What gives a lease its slot; there is one of each slot.
 
-    The slot keeps it while it is free, and the lease while it is open. So a key that dies with
+    Made for the first lease; from then on the slot keeps it while it is free, and the lease
+    while it is open. So a key that dies with
     its slot still on lease tells that the lease was dropped. (A `__del__` of the lease would
     tell it too, but would run after every lease, and cost a tenth of it.)
     """
@@ -61,7 +63,8 @@ class Key:
     def __del__(self) -> None:
         slot, pool = self.slot, self._pool
         if slot.lease and slot.key is not self:
-            place = f" (acquired at {slot.where})" if slot.where else ""
+            where = pool.places.get(slot)
+            place = f" (acquired at {where})" if where else ""
             warnings.warn(
                 f"<PoolLease {pool.lease_id(slot.lease)} of {pool.name!r} open> was dropped "
                 f"without being released{place}: its item is lost to the pool. "
@@ -125,7 +128,7 @@ class PoolLease(Generic[T]):
             slot = await pool.wait(self._timeout)
             assert slot is not None
         self._number = slot.lease
-        self._key, slot.key = slot.key, None
+        self._key, slot.key = slot.key or Key(pool, slot), None
         pool.note_holder(slot, sys._getframe(1))
         return slot.item
 
@@ -167,10 +170,11 @@ def bind(pool: Pool[T]) -> type[PoolLease[T]]:
     take_idle, put_idle = idle.pop, idle.append
     home, clock = pool.home, pool.clock
     reset = pool.factory.reset
-    check_after = slots.limits.check_after
+    fresh_for = slots.fresh_for
+    always_fresh = fresh_for == inf
     max_uses = slots.limits.max_uses or sys.maxsize
-    IN_USE, IDLE = State.IN_USE, State.IDLE  # an attribute of an enum class is a slow one
-    wait, hand_over = pool.wait, slots.hand_over
+    idle_state = IDLE  # a closure cell: a global takes longer
+    wait, hand_over, note_peak = pool.wait, slots.hand_over, slots.note_peak
     slow_enter, slow_exit = PoolLease.__aenter__, PoolLease.__aexit__
 
     class BoundLease(PoolLease[T]):
@@ -183,15 +187,13 @@ def bind(pool: Pool[T]) -> type[PoolLease[T]]:
             if idle and home._thread_id == get_ident() and not self._number:
                 slot = take_idle()
                 now = clock()
-                if now < slot.fresh_until:
-                    slot.state = IN_USE
+                if now < slot.expires_at and (always_fresh or now - slot.since < fresh_for):
                     slot.since = now
                     # One object for all three: a number above 256 is an allocation.
-                    slots.leases = self._number = slot.lease = slots.leases + 1
-                    in_use = slots.in_use = slots.in_use + 1
-                    if in_use > slots.peak_in_use:
-                        slots.peak_in_use = in_use
-                    self._key = slot.key
+                    slots.leases = self._number = slot.status = slots.leases + 1
+                    if len(idle) < slots.low:
+                        note_peak()
+                    self._key = slot.key or Key(pool, slot)
                     slot.key = None
                     return slot.item
                 put_idle(slot)
@@ -200,7 +202,7 @@ def bind(pool: Pool[T]) -> type[PoolLease[T]]:
                 granted = await wait(self._timeout)
                 assert granted is not None  # nobody else has it taken out of the queue
                 self._number = granted.lease
-                self._key = granted.key
+                self._key = granted.key or Key(pool, granted)
                 granted.key = None
                 return granted.item
             return await slow_enter(self)
@@ -229,17 +231,11 @@ def bind(pool: Pool[T]) -> type[PoolLease[T]]:
             elif slots.waiting:
                 hand_over(slot, now)
             else:
+                # What else is counted follows from these; see `Slots.resets`, `Slots.in_use`.
                 slots.hold_time += now - slot.since
-                slots.resets += 1
-                slots.in_use -= 1
                 slot.uses = uses
-                slot.lease = 0
-                slot.state = IDLE
                 slot.since = now
-                if check_after is not None:
-                    fresh_until, expires_at = now + check_after, slot.expires_at
-                    # Not `min()`: a call.
-                    slot.fresh_until = fresh_until if fresh_until < expires_at else expires_at
+                slot.status = idle_state
                 put_idle(slot)
             return None
 

@@ -32,7 +32,7 @@ from ._exceptions import (
     PoolTimeoutError,
     WrongLoopError,
 )
-from ._lease import NOWHERE, UNSET, Key, PoolLease, Unset, bind
+from ._lease import NOWHERE, UNSET, PoolLease, Unset, bind
 from ._loop import Background, Home, Loop, Timer, Wakeup, running_loop
 from ._options import check_pool_options, check_seconds, check_sizes
 from ._slots import Job, Limits, Outcome, Slot, Slots, State, Waiter
@@ -203,6 +203,7 @@ class Pool(Generic[T]):
         self._watchers: list[tuple[set[Slot[T]], Wakeup]] = []
         self._closing: Wakeup | None = None
         self._emptied: list[Wakeup] = []
+        self.places: dict[Slot[T], str] = {}  # where each was acquired, if that is recorded
         self._holders: tuple[float, tuple[Holder, ...]] = (-inf, ())
 
     def __repr__(self) -> str:
@@ -527,7 +528,7 @@ class Pool(Generic[T]):
             while place is not None and place.f_code.co_filename == _LEASE_FILE:
                 place = place.f_back  # the fast path hands over to the slow one
             if place is not None:
-                slot.where = f"{place.f_code.co_filename}:{place.f_lineno}"
+                self.places[slot] = f"{place.f_code.co_filename}:{place.f_lineno}"
 
     def holders(self) -> tuple[Holder, ...]:
         """Return who holds an item for longest, the oldest first."""
@@ -536,7 +537,7 @@ class Pool(Generic[T]):
         if now - made_at > _HOLDERS_CACHED:
             held = (slot for slot in self.slots.all if slot.state is State.IN_USE)
             holders = tuple(
-                Holder(self.lease_id(slot.lease), now - slot.since, slot.where)
+                Holder(self.lease_id(slot.lease), now - slot.since, self.places.get(slot))
                 for slot in nsmallest(_HOLDERS_NAMED, held, key=lambda slot: slot.since)
             )
             self._holders = (now, holders)
@@ -606,7 +607,6 @@ class Pool(Generic[T]):
                         raise
                     self._report("create", error)
                 else:
-                    slot.key = Key(self, slot)
                     slots.create_done(slot, item, self.clock())
                     del item
                     self._follow_up()
@@ -620,8 +620,9 @@ class Pool(Generic[T]):
         slots = self.slots
         phase, healthy = "check", True
         try:
-            stale_at = slot.check_at if slots.limits.prepares else slot.fresh_until
-            if self._check is not None and self.clock() >= stale_at:
+            check_after = slots.limits.check_after
+            stale = check_after is not None and self.clock() - slot.since >= check_after
+            if self._check is not None and stale:
                 with anyio.fail_after(self._check_timeout):
                     result = self._check(slot.item)
                     if isinstance(result, Awaitable):
@@ -693,6 +694,7 @@ class Pool(Generic[T]):
 
     def _gone(self, slot: Slot[T]) -> None:
         """Tell those who wait for a slot to end, or for all of them."""
+        self.places.pop(slot, None)
         for old, wakeup in self._watchers:
             old.discard(slot)
             if not old:

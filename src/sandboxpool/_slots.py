@@ -31,10 +31,12 @@ the cost of leaving does not depend on how many wait.
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
 from collections import deque
 from enum import Enum
 from heapq import heapify, heappop, heappush
 from math import inf
+from operator import attrgetter
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 import attrs
@@ -43,8 +45,11 @@ from .abc import PoolStatistics
 
 T = TypeVar("T")
 
+_since = attrgetter("since")
+
 _COMPACT_ABOVE: Final = 64
 _EXPIRED_PER_PASS: Final = 16
+_MOVED_PER_PASS: Final = 200_000
 _EXPIRIES_PER_PASS: Final = 64  # looked at, most of them perhaps in use or gone
 
 
@@ -59,7 +64,7 @@ class State(Enum):
     GONE = "gone"
 
 
-_IDLE = State.IDLE  # an attribute of an enum class is a slow one
+IDLE = State.IDLE  # an attribute of an enum class is a slow one
 
 
 class Job(Enum):
@@ -106,42 +111,39 @@ class Limits:
 
 
 class Slot(Generic[T]):
-    """A place in the pool, and the item in it."""
+    """A place in the pool, and the item in it. A large pool has many: no field is for show."""
 
-    __slots__ = (
-        "check_at",
-        "closing_reason",
-        "expires_at",
-        "fresh_until",
-        "item",
-        "key",
-        "lease",
-        "retire",
-        "seq",
-        "since",
-        "state",
-        "uses",
-        "where",
-    )
+    __slots__ = ("expires_at", "item", "key", "retire", "since", "status", "uses")
 
     item: T
 
-    def __init__(self, now: float, seq: int) -> None:
-        self.state = State.CREATING
-        self.since = now  # of the state, except that resetting keeps the lease's
-        self.seq = seq  # the newest waiter when the create began
+    def __init__(self, now: float) -> None:
+        # The number of the lease that holds it, or else its state: one store for both.
+        self.status: int | State = State.CREATING
+        # When the state began, except that resetting keeps that of the lease, and a check that
+        # of being idle.
+        self.since = now
         self.uses = 0
         self.expires_at = inf
-        self.fresh_until = inf
-        self.check_at = inf  # when it needs a check again, for pools with `on_acquire`
         self.retire: str | None = None  # why to retire it as soon as it is free
-        self.closing_reason = ""
-        self.lease = 0  # the number of the lease that holds it, 0 for none
-        self.where: str | None = None
-        self.key: Any = None  # while no lease has it; see `_lease.Key`
+        self.key: Any = None  # once it was leased, while no lease has it; see `_lease.Key`
+
+    def __lt__(self, other: Slot[Any]) -> bool:
+        # For the heap of expiries, which needs no entries of its own that way.
+        return self.expires_at < other.expires_at
 
     def __repr__(self) -> str:
         return f"<Slot {self.state.value}>"
+
+    @property
+    def state(self) -> State:
+        """Where it is."""
+        return self.status if isinstance(self.status, State) else State.IN_USE
+
+    @property
+    def lease(self) -> int:
+        """The number of the lease that holds it, 0 for none."""
+        return 0 if isinstance(self.status, State) else self.status
 
 
 class Waiter(Generic[T]):
@@ -173,30 +175,34 @@ class Slots(Generic[T]):
         jobs: What the pool must start now, in order; it empties the queue.
         preparing: How many of the `resetting` slots are in a check or in `on_acquire`.
         idle: The idle slots; the right end was used last and is used next (so that the rest
-            can age and be retired).
+            can age and be retired). Ordered by `since`.
+        fresh_for: Seconds for which an idle item may be lent without a check.
+        low: With fewer idle slots than that, more may be in use than ever before.
     """
 
     # Slots, because more than 30 attributes are too many for CPython's fast instances.
     __slots__ = (
         "_backoff",
+        "_begun",
         "_deadlines",
         "_expiries",
         "_owed",
         "_queue",
         "_seq",
+        "_unreset",
         "all",
         "closed",
         "closing",
         "create_failures",
         "created",
-        "creating",
+        "fresh_for",
         "hold_time",
         "idle",
-        "in_use",
         "jobs",
         "last_create_error",
         "leases",
         "limits",
+        "low",
         "max_size",
         "min_size",
         "name",
@@ -205,7 +211,6 @@ class Slots(Generic[T]):
         "preparing",
         "refusals",
         "reset_failures",
-        "resets",
         "resetting",
         "retired",
         "retry_at",
@@ -223,8 +228,6 @@ class Slots(Generic[T]):
         self.jobs: deque[tuple[Job, Slot[T]]] = deque()
         self.idle: deque[Slot[T]] = deque()
         self.all: dict[Slot[T], None] = {}
-        self.in_use = 0
-        self.creating = 0
         self.resetting = 0
         self.preparing = 0
         self.closing = 0
@@ -232,6 +235,7 @@ class Slots(Generic[T]):
         self.last_create_error: BaseException | None = None
         self.retry_at = -inf
         self.peak_in_use = 0
+        self.low = 0
         self.leases = 0
         self.waits = 0
         self.wait_time = 0.0
@@ -240,45 +244,81 @@ class Slots(Generic[T]):
         self.refusals = 0
         self.created = 0
         self.create_failures = 0
-        self.resets = 0
         self.reset_failures = 0
         self.retired: dict[str, int] = {}
         self.waiting = 0
         self._queue: deque[Waiter[T]] = deque()
         self._deadlines: list[Waiter[T]] = []
-        self._expiries: list[tuple[float, int, Slot[T]]] = []
+        self._expiries: list[Slot[T]] = []
+        self._begun: dict[Slot[T], int] = {}  # creates; the newest waiter when each began
         self._seq = 0
+        self._unreset = 0  # leases that ended without a reset
         self._backoff = limits.create_backoff
         self._owed = 0  # items that wore out and are replaced without being asked for
+        if limits.prepares:
+            self.fresh_for = -inf
+        else:
+            self.fresh_for = inf if limits.check_after is None else limits.check_after
         # Whether a release may skip the rules that concern the whole pool; see `_lease`.
         self.plain = False
 
-    # --- acquire ------------------------------------------------------------------------------
+    # --- figures that a lease need not count, since they follow from others --------------------
 
     @property
     def size(self) -> int:
         """How many slots there are."""
         return len(self.all)
 
+    @property
+    def creating(self) -> int:
+        """How many slots are being created."""
+        return len(self._begun)
+
+    @property
+    def in_use(self) -> int:
+        """How many slots are on lease."""
+        others = len(self.idle) + len(self._begun) + self.resetting + self.closing
+        return len(self.all) - others
+
+    @property
+    def resets(self) -> int:
+        """How many resets have succeeded: of all leases, those that came to nothing else."""
+        ended = self.leases - self.in_use
+        under_way = self.resetting - self.preparing
+        return ended - self._unreset - self.reset_failures - under_way
+
+    def note_peak(self) -> None:
+        """Note how many are in use, if they were never as many, and how many must be idle.
+
+        While leases just come and go, `in_use` and the idle slots add up to the same sum, so
+        that a lease need only look whether fewer than `low` are idle. What makes the sum larger
+        must call this; what makes it smaller leaves `low` too high, and a lease calls this once.
+        """
+        in_use = self.in_use
+        if in_use > self.peak_in_use:
+            self.peak_in_use = in_use
+        self.low = len(self.idle) + in_use - self.peak_in_use
+
+    # --- acquire ------------------------------------------------------------------------------
+
     def take(self, now: float) -> Slot[T] | None:
         """Lease the item that was used last, if one is idle; `None` means: wait."""
         idle = self.idle
         while idle:
             slot = idle.pop()
-            if now < slot.fresh_until:
-                slot.state = State.IN_USE
+            if now >= slot.expires_at:
+                self._retire(slot, "max_lifetime")
+                continue
+            if now - slot.since < self.fresh_for:
                 slot.since = now
-                self.leases = slot.lease = self.leases + 1
-                in_use = self.in_use = self.in_use + 1
-                if in_use > self.peak_in_use:
-                    self.peak_in_use = in_use
+                self.leases = slot.status = self.leases + 1
+                if len(idle) < self.low:
+                    self.note_peak()
                 return slot
-            # Expired, or idle for so long that it must be checked, or to be prepared: the
-            # caller will wait for that, at the head of the queue, since nobody else waits.
-            if now < slot.expires_at:
-                idle.append(slot)
-                return None
-            self._retire(slot, "max_lifetime")
+            # Idle for so long that it must be checked, or to be prepared: the caller will wait
+            # for that, at the head of the queue, since nobody else waits.
+            idle.append(slot)
+            return None
         return None
 
     def refuses(self) -> bool:
@@ -316,8 +356,7 @@ class Slots(Generic[T]):
         elif waiter.slot is not None:
             # Granted and cancelled in the same tick: the next one gets it, unused.
             slot, waiter.slot = waiter.slot, None
-            self.in_use -= 1
-            slot.lease = 0
+            self._unreset += 1
             self._place(slot, now)
 
     # --- release ------------------------------------------------------------------------------
@@ -330,15 +369,14 @@ class Slots(Generic[T]):
             `reset_failed()` must follow; otherwise it is being retired.
         """
         self.hold_time += now - slot.since
-        self.in_use -= 1
-        slot.lease = 0
         slot.uses += 1
         reason = slot.retire or self._worn(slot, now)
         if reason is not None:
+            self._unreset += 1
             self._retire(slot, reason)
             self._serve(now)
             return False
-        slot.state = State.RESETTING
+        slot.status = State.RESETTING
         self.resetting += 1
         return True
 
@@ -353,15 +391,9 @@ class Slots(Generic[T]):
         if not self.plain or self.waiting or slot.retire is not None or now >= slot.expires_at:
             return False
         self.hold_time += now - slot.since
-        self.resets += 1
-        self.in_use -= 1
-        slot.lease = 0
         slot.uses += 1
-        slot.state = _IDLE
+        slot.status = IDLE
         slot.since = now
-        check_after = self.limits.check_after
-        if check_after is not None:
-            slot.fresh_until = min(now + check_after, slot.expires_at)
         self.idle.append(slot)
         return True
 
@@ -372,18 +404,16 @@ class Slots(Generic[T]):
         retired, while the pool is `plain` and somebody waits: what a busy pool does all the time.
         """
         self.hold_time += now - slot.since
-        self.resets += 1
         slot.uses += 1
         waiter = self._next_waiter()
         slot.since = now
-        self.leases = slot.lease = self.leases + 1
+        self.leases = slot.status = self.leases + 1
         self.waits += 1
         waiter.slot = slot
         self._settle(waiter, Outcome.GRANTED, now)
 
     def reset_done(self, slot: Slot[T], now: float) -> None:
         """Lend a reset item to the oldest waiter, or make it idle."""
-        self.resets += 1
         self.resetting -= 1
         self._place(slot, now)
 
@@ -416,7 +446,7 @@ class Slots(Generic[T]):
         """Reserve a slot for one more create, if one is needed and allowed."""
         if (
             self.closed
-            or self.creating >= self.limits.max_creating
+            or len(self._begun) >= self.limits.max_creating
             or len(self.all) >= self.max_size
         ):
             return None
@@ -427,14 +457,14 @@ class Slots(Generic[T]):
             return None
         if self._owed:
             self._owed -= 1  # also when somebody waits: it is one item less to make up for
-        slot: Slot[T] = Slot(now, self._seq)
+        slot: Slot[T] = Slot(now)
         self.all[slot] = None
-        self.creating += 1
+        self._begun[slot] = self._seq
         return slot
 
     def create_done(self, slot: Slot[T], item: T, now: float) -> None:
         """Put a new item into its slot and lend it to the oldest waiter, or make it idle."""
-        self.creating -= 1
+        del self._begun[slot]
         self.created += 1
         self._backoff = self.limits.create_backoff
         self.retry_at = -inf
@@ -443,9 +473,9 @@ class Slots(Generic[T]):
         lifetime = self.limits.max_lifetime
         if lifetime is not None:
             slot.expires_at = now + self._jittered(lifetime)
-            heappush(self._expiries, (slot.expires_at, id(slot), slot))
+            heappush(self._expiries, slot)
             if len(self._expiries) > _COMPACT_ABOVE + 2 * len(self.all):
-                self._expiries = [entry for entry in self._expiries if entry[2] in self.all]
+                self._expiries = [old for old in self._expiries if old in self.all]
                 heapify(self._expiries)
         self._place(slot, now)
         self._serve(now)
@@ -457,14 +487,14 @@ class Slots(Generic[T]):
         are all that waited when this create began. Who came later gets the next attempt, which
         begins after a pause that doubles with each failure in a row.
         """
-        self.creating -= 1
+        newest = self._begun.pop(slot)
         self.create_failures += 1
         self.last_create_error = error
         self._drop(slot)
         self.retry_at = now + self._jittered(self._backoff)
         self._backoff = min(self._backoff * 2, self.limits.max_create_backoff)
         self._owed = 0
-        self._fail_waiters(error, "create", slot.seq, everyone=not self.all, now=now)
+        self._fail_waiters(error, "create", newest, everyone=not self.all, now=now)
         self._serve(now)
 
     def prepare_done(self, slot: Slot[T], now: float) -> None:
@@ -505,15 +535,16 @@ class Slots(Generic[T]):
                 self.timeouts += 1
                 self._settle(waiter, Outcome.TIMED_OUT, now)
         self._compact()
-        expired = 0
+        # To take one out of the middle of a long deque moves half of it.
+        expired = min(_EXPIRED_PER_PASS, 1 + _MOVED_PER_PASS // (1 + len(self.idle)))
         for _ in range(_EXPIRIES_PER_PASS):
-            if not self._expiries or self._expiries[0][0] > now or expired == _EXPIRED_PER_PASS:
+            if not expired or not self._expiries or self._expiries[0].expires_at > now:
                 break
-            slot = heappop(self._expiries)[2]
-            if slot.state is State.IDLE:  # the others go when they come back
-                self.idle.remove(slot)
+            slot = heappop(self._expiries)
+            if slot.status is IDLE:  # the others go when they come back
+                self._take_out(slot)
                 self._retire(slot, "max_lifetime")
-                expired += 1
+                expired -= 1
         max_idle = self.limits.max_idle
         if max_idle is not None:
             surplus = len(self.all) - self.closing - self.min_size
@@ -535,7 +566,7 @@ class Slots(Generic[T]):
         limits = self.limits
         if limits.max_lifetime is not None and not self.closed:
             soonest = limits.max_lifetime * (1 - limits.jitter)
-            when = min(when, self._expiries[0][0] if self._expiries else now + soonest)
+            when = min(when, self._expiries[0].expires_at if self._expiries else now + soonest)
         if limits.max_idle is not None and not self.closed:
             oldest = now
             if self.idle and len(self.all) - self.closing > self.min_size:
@@ -582,8 +613,7 @@ class Slots(Generic[T]):
         for slot in list(self.all):
             if slot.state is State.IN_USE:
                 self.hold_time += now - slot.since
-                self.in_use -= 1
-                slot.lease = 0
+                self._unreset += 1
                 self._retire(slot, "closed")
 
     # --- looking ------------------------------------------------------------------------------
@@ -621,7 +651,8 @@ class Slots(Generic[T]):
         for slot in self.all:
             counted[slot.state] += 1
         assert counted[State.IDLE] == len(self.idle), (counted, len(self.idle))
-        assert counted[State.IN_USE] == self.in_use, (counted, self.in_use)
+        assert counted[State.IN_USE] == self.in_use <= self.peak_in_use, (counted, self.in_use)
+        assert self.low >= self.in_use + len(self.idle) - self.peak_in_use, self.low
         assert counted[State.CREATING] == self.creating, (counted, self.creating)
         assert counted[State.RESETTING] == self.resetting, (counted, self.resetting)
         assert counted[State.CLOSING] == self.closing, (counted, self.closing)
@@ -631,12 +662,14 @@ class Slots(Generic[T]):
         live = [waiter for waiter in self._queue if waiter.outcome is None]
         assert len(live) == self.waiting, (len(live), self.waiting)
         assert [w.seq for w in live] == sorted(w.seq for w in live)
+        assert [s.since for s in self.idle] == sorted(s.since for s in self.idle)
         dead = len(self._queue) - len(live)
         assert dead <= max(_COMPACT_ABOVE, len(self._queue) // 2), (dead, len(self._queue))
         if live and self.idle:
             assert self.waiting <= self.preparing, "a waiter beside idle items"
         if self.closed:
-            assert not live and not self.idle
+            assert not live
+            assert not self.idle
 
     # --- the critical sections' parts -----------------------------------------------------------
 
@@ -656,7 +689,7 @@ class Slots(Generic[T]):
             self.jobs.append((Job.CREATE, slot_))
 
     def _prepare(self, slot: Slot[T]) -> None:
-        slot.state = State.RESETTING
+        slot.status = State.RESETTING
         self.resetting += 1
         self.preparing += 1
         self.jobs.append((Job.PREPARE, slot))
@@ -681,31 +714,29 @@ class Slots(Generic[T]):
             return
         if self.waiting:
             if self.limits.prepares and not prepared:
-                slot.check_at = inf  # it comes from a create or from a use, not from idleness
+                slot.since = inf  # from a create or from a use, not idle for any time: no check
                 self._prepare(slot)
                 return
             waiter = self._next_waiter()
-            slot.state = State.IN_USE
             slot.since = now
-            self.leases = slot.lease = self.leases + 1
+            self.leases = slot.status = self.leases + 1
             self.waits += 1
-            in_use = self.in_use = self.in_use + 1
-            if in_use > self.peak_in_use:
-                self.peak_in_use = in_use
+            self.note_peak()
             waiter.slot = slot
             self._settle(waiter, Outcome.GRANTED, now)
             return
-        slot.state = State.IDLE
+        slot.status = IDLE
         slot.since = now
-        limits = self.limits
-        if limits.prepares:
-            slot.fresh_until = -inf
-            slot.check_at = inf if limits.check_after is None else now + limits.check_after
-        elif limits.check_after is not None:
-            slot.fresh_until = min(now + limits.check_after, slot.expires_at)
-        else:
-            slot.fresh_until = slot.expires_at
         self.idle.append(slot)
+        self.note_peak()
+
+    def _take_out(self, slot: Slot[T]) -> None:
+        """Take an idle slot out of the middle: a search by `since`, of which they are in order."""
+        idle = self.idle
+        place = bisect_left(idle, slot.since, key=_since)
+        while idle[place] is not slot:  # others became idle in the same instant
+            place += 1
+        del idle[place]
 
     def _next_waiter(self) -> Waiter[T]:
         queue = self._queue
@@ -746,8 +777,7 @@ class Slots(Generic[T]):
 
     def _retire(self, slot: Slot[T], reason: str) -> None:
         """Take an item, which is counted nowhere, out for good."""
-        slot.state = State.CLOSING
-        slot.closing_reason = reason
+        slot.status = State.CLOSING
         self.closing += 1
         self.retired[reason] = self.retired.get(reason, 0) + 1
         if self.limits.replaces and reason in ("max_uses", "reset_failed", "unhealthy", "expired"):
@@ -757,8 +787,7 @@ class Slots(Generic[T]):
             self._note_plain()
 
     def _drop(self, slot: Slot[T]) -> None:
-        slot.state = State.GONE
-        slot.lease = 0
+        slot.status = State.GONE
         slot.key = None  # it refers to the slot
         del self.all[slot]
         if hasattr(slot, "item"):

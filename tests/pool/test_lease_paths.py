@@ -13,7 +13,7 @@ from sandboxpool._lease import PoolLease
 from sandboxpool._pool import Pool
 from tests.pool.rig import Clock, Item, Maker, all_acquirable, check, settle
 
-SLOT = ("state", "since", "uses", "fresh_until", "retire", "closing_reason", "lease", "check_at")
+SLOT = ("state", "since", "uses", "expires_at", "retire", "lease")
 
 
 def state_of(pool: Pool[Item]) -> dict[str, Any]:
