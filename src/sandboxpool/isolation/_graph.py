@@ -18,6 +18,7 @@ from sandboxpool.adapters import adapter_for, adapters
 from sandboxpool.adapters.asgi import is_asgi_function, is_asgi_instance, is_copyable
 
 from ._data import CONTAINERS, MAPPINGS, SCALARS
+from ._layers import shared_layer
 from ._recipe import Make, Recipe
 from ._stand_in import original_class
 
@@ -123,10 +124,12 @@ class Walk:
             return False
         cls = original_class(type(value))
         self.recipe.seen.add(cls)
-        if self.policy(cls) == "share":
-            self._memo[id(value)] = None
-            return False
-        return is_copyable(cls)
+        if self.policy(cls) != "share":
+            return is_copyable(cls)
+        if not adapter.is_app(value) and value is not self._root:
+            return True
+        self._memo[id(value)] = None
+        return False
 
     def _add(self, original: Any, make: Make | None = None) -> int:
         index = self._memo[id(original)] = self.recipe.add(original)
@@ -136,6 +139,8 @@ class Walk:
 
     def _node(self, value: Any, name: str) -> int:
         recipe, cls = self.recipe, original_class(type(value))
+        if self.policy(cls) == "share":
+            return self._shared_layer(value, cls)
         adapter = adapter_for(value)
         adapter.prepare(value)
         values = getattr_dict(value)
@@ -177,6 +182,26 @@ class Walk:
             if source is None:
                 source = self._constant(item)
             recipe.slots.append((index, key, source))
+        return index
+
+    def _shared_layer(self, value: Any, cls: type) -> int:
+        # Made before what refers to it, by a function that is known only after the walk.
+        make: list[Make] = []
+        index = self._add(value, lambda new: make[0](new))
+        names = []
+        for key, item in list((getattr_dict(value) or {}).items()):
+            if type(item) in CONTAINERS or is_state(item):
+                continue
+            source = self._reference(item, key)
+            if source is not None:
+                names.append(key)
+                self.recipe.slots.append((index, key, source))
+        for key in slot_names(cls):
+            item = getattr(value, key, None)
+            if type(item) not in CONTAINERS and self._reference(item, key) is not None:
+                names.append(key)
+        # Without anything private below it, the object itself is as good.
+        make.append(shared_layer(value, cls, names) if names else lambda new: value)
         return index
 
     def _constant(self, value: Any) -> int:

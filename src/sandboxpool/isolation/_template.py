@@ -147,7 +147,7 @@ def _checker(watched: list[Any], overrides: list[Any]) -> Callable[[], bool]:
 
 def _plan_fresh(recipe: Recipe, policy: Callable[[type], str]) -> None:
     """Have the constructors of middleware with the policy `"fresh"` called for every clone."""
-    by_node = {id(recipe.originals[index]): index for index in recipe.nodes}
+    by_node = {id(original): index for index, original in enumerate(recipe.originals)}
     for app_index in recipe.apps.values():
         app = recipe.originals[app_index]
         declared = list(adapter_for(app).user_middleware(app))
