@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ from starlette.middleware.gzip import GZipMiddleware
 from sandboxpool import AppTypeError, OptionError, wrap
 from sandboxpool.isolation.clone import CloneFactory
 from sandboxpool.isolation.factory import AppFactory
+
+from .driver import Driver
 
 
 @pytest.mark.parametrize(
@@ -60,6 +64,45 @@ async def test_a_name_that_matches_nothing_is_refused_at_the_start(options: Any,
     factory = AppFactory(lambda: app, lifespan="off", **options)
     with pytest.raises(OptionError, match=re.escape(text)):
         await factory.create()
+
+
+@asynccontextmanager
+async def filled(app: Any) -> AsyncIterator[dict[str, Any]]:
+    app.state.cache = {"users": []}
+    yield {"basket": []}
+
+
+@pytest.mark.parametrize("kind", ["clone", "clone each", "factory"])
+async def test_a_name_below_the_state_that_matches_nothing_is_warned_of(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A name below `state.` that is not there after start-up is logged once, with near matches."""
+
+    def make() -> Any:
+        return FastAPI(lifespan=filled)
+
+    options: Any = {
+        "keep": ("state.cahce", "state.cache", "state.basket"),
+        "share": ("state.cache.users", "state.cache.user", "state.baskets", "state.basket"),
+        "name": "shop",
+    }
+    factory: Any
+    if kind == "factory":
+        factory = AppFactory(make, **options)
+    else:
+        factory = CloneFactory(make(), lifespan="each" if kind != "clone" else "once", **options)
+    for _ in range(2):
+        async with Driver(factory, 2):
+            pass
+    later = "; it has an effect only if the app adds such an entry outside of requests later"
+    nothing = "matches nothing in the state after start-up"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"shop: keep='state.cahce' {nothing} (did you mean 'cache'?){later}",
+        # What a lifespan yields belongs to one request: it cannot survive a reset.
+        f"shop: keep='state.basket' {nothing}{later}",
+        f"shop: share='state.cache.user' {nothing} (did you mean 'users'?){later}",
+        f"shop: share='state.baskets' {nothing} (did you mean 'basket'?){later}",
+    ]
 
 
 async def test_a_factory_that_returns_no_app() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -12,6 +13,8 @@ from ._graph import getattr_dict
 from ._recipe import Recipe
 from ._sandbox import Rules
 from ._state import SharedNames
+
+logger = logging.getLogger("sandboxpool")
 
 RESETS = ("restore", "fresh", "keep")
 LIFESPANS = ("once", "each", "off")
@@ -47,6 +50,7 @@ class Options:
                 "nothing: leave out one of them."
             )
         self.middleware = dict(middleware)
+        self._told = not any(name.startswith("state.") for name in (*self.keep, *self.share))
         for key, policy in self.middleware.items():
             if not isinstance(key, (type, str)):
                 raise OptionError(f"middleware={{{key!r}: ...}}: name a class, or give the class.")
@@ -94,6 +98,33 @@ class Options:
                     f"{_hint(shown, known)}."
                 )
 
+    def tell(self, recipe: Recipe, lifespan_state: Mapping[str, Any], name: str) -> None:
+        """Warn once of names below `state.` that match nothing after the lifespan has started.
+
+        They are no errors, for such an entry may come later.
+        """
+        if self._told:
+            return
+        self._told = True
+        states: list[Mapping[str, Any]] = [source for _, _, source in recipe.states]
+        for option, names, searched in (
+            ("keep", self.keep, states),
+            ("share", self.share, [*states, lifespan_state]),
+        ):
+            for path in names:
+                keys = path.split(".")[1:]
+                missing = [_missing(state, keys) for state in searched]
+                if path.startswith("state.") and None not in missing:
+                    hints = [_hint(*found) for found in missing if found is not None]
+                    logger.warning(
+                        "%s: %s=%r matches nothing in the state after start-up%s; it has an "
+                        "effect only if the app adds such an entry outside of requests later",
+                        name,
+                        option,
+                        path,
+                        next(filter(None, hints), ""),
+                    )
+
     @staticmethod
     def _matches(key: type | str, cls: type) -> bool:
         return key in (cls, f"{cls.__module__}.{cls.__qualname__}", cls.__qualname__, cls.__name__)
@@ -126,6 +157,19 @@ def _below_state(option: str, names: Iterable[str]) -> Iterable[str]:
                     f'such as "state.{rest.partition(".")[0]}".'
                 )
             yield rest
+
+
+def _missing(state: Any, keys: Iterable[str]) -> tuple[str, list[str]] | None:
+    """Return the first of *keys* that is not there, and the names that are; `None` if all are."""
+    for key in keys:
+        values = state if isinstance(state, Mapping) else getattr_dict(state) or {}
+        if key in values:
+            state = values[key]
+        elif not isinstance(state, Mapping) and hasattr(state, key):
+            state = getattr(state, key)
+        else:
+            return key, [str(known) for known in values]
+    return None
 
 
 def _one_of(option: str, value: object, choices: tuple[str, ...], more: str = "") -> None:

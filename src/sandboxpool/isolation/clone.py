@@ -108,7 +108,10 @@ class CloneFactory:
                 await lifespan.startup()
                 life.lifespan = lifespan
                 life.state = lifespan.state
-            self._options.check(self.app, life.template.compile())
+            recipe = life.template.compile()
+            self._options.check(self.app, recipe)
+            if self._mode != "each":
+                self._options.tell(recipe, life.state, self.name)
         except BaseException:
             await self.stop()
             raise
@@ -151,6 +154,7 @@ class CloneFactory:
         lifespan = Lifespan(app, name=self.name)
         await lifespan.startup()
         template = Template(app, self, self._options.rules)
+        self._options.tell(template.compile(), lifespan.state, self.name)
         sandbox = AppSandbox(self, self._options.rules, template)
         sandbox.lifespan_state = lifespan.state
         # What holds the original template reaches the clone as well.

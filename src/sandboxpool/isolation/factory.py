@@ -245,6 +245,7 @@ class AppFactory:
             sandbox.lifespan_state = product.lifespan.state
         else:
             sandbox.lifespan_state = life.state
+        self._options.tell(recipe, sandbox.lifespan_state, self.name)
         life.products[sandbox] = product
         return sandbox
 
