@@ -5,11 +5,12 @@ Run: `python -m tests.isolation.table > docs/isolation-table.md`
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
+from fastapi import Depends, FastAPI
+from starlette.requests import Request
 
 from sandboxpool import wrap
 from sandboxpool._lifespan import Lifespan
@@ -112,6 +113,52 @@ async def measure() -> dict[str, dict[tuple[str, str], Verdict]]:
     }
 
 
+def limited(entered: list[str], leave: anyio.Event) -> Any:
+    """Return an app with a dependency that only two requests may be in, and that waits there."""
+
+    async def busy(request: Request) -> None:
+        entered.append(request.query_params["user"])
+        await leave.wait()
+
+    app = FastAPI()
+
+    @app.get("/")
+    async def endpoint(value: Any = Depends(busy, max_concurrency=2)) -> None: ...
+
+    return app
+
+
+async def limit(isolation: str) -> int:
+    """Return how many of six requests, each in a sandbox of its own, get into the dependency."""
+    entered: list[str] = []
+    leave = anyio.Event()
+
+    def make() -> Any:
+        return limited(entered, leave)
+
+    factory = CloneFactory(make()) if isolation == "clone" else AppFactory(make)
+    async with Driver(factory, 6) as driver, anyio.create_task_group() as group:
+
+        async def one(number: int) -> None:
+            assert (await driver.get(number, "/", query=f"user={number}")).status == 200
+
+        for number in range(6):
+            group.start_soon(one, number)
+        # Now each of them either waits inside or waits to get in.
+        await anyio.wait_all_tasks_blocked()
+        most = len(entered)
+        leave.set()
+    assert len(set(entered)) == 6
+    return most
+
+
+async def page() -> str:
+    """Return the table as the documentation has it."""
+    return render(
+        await measure(), {"clone": await limit("clone"), "factory": await limit("factory")}
+    )
+
+
 def shown(at_once: Verdict, in_turn: Verdict) -> str:
     """Return a cell of the table."""
     if at_once == in_turn:
@@ -119,7 +166,7 @@ def shown(at_once: Verdict, in_turn: Verdict) -> str:
     return "private, until retired[^1]" if at_once == "private" else f"{at_once} / {in_turn}"
 
 
-def render(found: dict[str, dict[tuple[str, str], Verdict]]) -> str:
+def render(found: dict[str, dict[tuple[str, str], Verdict]], limits: dict[str, int]) -> str:
     """Return the table as Markdown."""
     lines = ["| state | `clone` | `factory` |", "|---|---|---|"]
     for row in ROWS:
@@ -129,7 +176,12 @@ def render(found: dict[str, dict[tuple[str, str], Verdict]]) -> str:
         ]
         title = f"{row.title} ({row.note})" if row.note else row.title
         lines.append(f"| {title} | {cells[0]} | {cells[1]} |")
+    cells = [
+        f"{'shared' if limits[isolation] == 2 else 'one each'}: {limits[isolation]} of 6 get in"
+        for isolation in ("clone", "factory")
+    ]
     lines += [
+        f"| the limit of `Depends(max_concurrency=2)` that the app declares | {' | '.join(cells)} |",
         "",
         "[^1]: Two requests at the same moment never share it. A request after another one in "
         'the same sandbox finds it as that one left it, unless `reset="fresh"` uses no sandbox '
@@ -141,7 +193,7 @@ def render(found: dict[str, dict[tuple[str, str], Verdict]]) -> str:
 
 def main() -> None:
     """Print the table."""
-    print(render(anyio.run(partial(measure))), end="")
+    print(anyio.run(page), end="")
 
 
 if __name__ == "__main__":

@@ -157,30 +157,6 @@ async def test_the_apps_of_the_module() -> None:
     assert not module["app"].state._state
 
 
-async def test_a_limit_of_a_dependency_is_multiplied() -> None:
-    """Each product declares the limit anew, so six of them let six requests in."""
-    inside, most = 0, 0
-
-    def make() -> Any:
-        app = FastAPI()
-
-        async def limited() -> None:
-            nonlocal most
-            most = max(most, inside)
-
-        @app.get("/")
-        async def endpoint(value: Any = Depends(limited, max_concurrency=1)) -> None: ...
-
-        return app
-
-    async with Driver(AppFactory(make), 2) as driver:
-        declared = [
-            sandbox.app.routes[-1].dependant.dependencies[0] for sandbox in driver.sandboxes
-        ]
-    assert declared[0] is not declared[1]
-    assert inside == most == 0
-
-
 async def test_nothing_stays_of_recycled_apps() -> None:
     """After 300 products were used and destroyed, none is alive and no cache has grown."""
     alive: list[weakref.ref[Any]] = []

@@ -94,14 +94,15 @@ async def test_a_name_below_the_state_that_matches_nothing_is_warned_of(
     for _ in range(2):
         async with Driver(factory, 2):
             pass
-    later = "; it has an effect only if the app adds such an entry outside of requests later"
     nothing = "matches nothing in the state after start-up"
+    kept = "; it has an effect only if a request adds such an entry later"
+    shared = "; it has an effect only if something outside of requests adds such an entry later"
     assert [record.getMessage() for record in caplog.records] == [
-        f"shop: keep='state.cahce' {nothing} (did you mean 'cache'?){later}",
+        f"shop: keep='state.cahce' {nothing} (did you mean 'cache'?){kept}",
         # What a lifespan yields belongs to one request: it cannot survive a reset.
-        f"shop: keep='state.basket' {nothing}{later}",
-        f"shop: share='state.cache.user' {nothing} (did you mean 'users'?){later}",
-        f"shop: share='state.baskets' {nothing} (did you mean 'basket'?){later}",
+        f"shop: keep='state.basket' {nothing}{kept}",
+        f"shop: share='state.cache.user' {nothing} (did you mean 'users'?){shared}",
+        f"shop: share='state.baskets' {nothing} (did you mean 'basket'?){shared}",
     ]
 
 

@@ -118,11 +118,13 @@ class Options:
                     hints = [_hint(*found) for found in missing if found is not None]
                     logger.warning(
                         "%s: %s=%r matches nothing in the state after start-up%s; it has an "
-                        "effect only if the app adds such an entry outside of requests later",
+                        "effect only if %s adds such an entry later",
                         name,
                         option,
                         path,
                         next(filter(None, hints), ""),
+                        # What a request adds is private: it can be kept, but not shared.
+                        "a request" if option == "keep" else "something outside of requests",
                     )
 
     @staticmethod
