@@ -181,7 +181,7 @@ def render(found: dict[str, dict[tuple[str, str], Verdict]], limits: dict[str, i
         for isolation in ("clone", "factory")
     ]
     lines += [
-        f"| the limit of `Depends(max_concurrency=2)` that the app declares | {' | '.join(cells)} |",
+        f"| the limit of a `Depends(max_concurrency=2)` in the app | {' | '.join(cells)} |",
         "",
         "[^1]: Two requests at the same moment never share it. A request after another one in "
         'the same sandbox finds it as that one left it, unless `reset="fresh"` uses no sandbox '
