@@ -66,6 +66,11 @@ class Lifespan:
         self._failure: str | None = None
         self._error: BaseException | None = None
 
+    @property
+    def refusal(self) -> BaseException | None:
+        """What the app raised instead of taking part; `None` if it takes part, or just returned."""
+        return None if self.supported else self._error
+
     async def startup(self) -> None:
         """Start the app.
 

@@ -94,7 +94,7 @@ def check_app(app: object, name: str) -> None:
             "which cannot be called. Pass a Starlette or FastAPI instance, an "
             '`async def app(scope, receive, send)`, or an import string like "shop.main:app".'
         )
-    if inspect.isclass(app):
+    if isinstance(app, type) and not _makes_awaitables(app):
         raise AppTypeError(
             f"wrap() takes an ASGI app, got the class {app.__name__}: pass an instance, "
             f"or factory=True to have one {app.__name__}() made for each sandbox."
@@ -147,6 +147,11 @@ def _check_factory(make: object, name: str) -> None:
             f"wrap(..., factory=True) takes a function that makes an app, but {name} is an app: "
             "leave out factory=True."
         )
+
+
+def _makes_awaitables(cls: type) -> bool:
+    """Tell whether calling *cls* is an ASGI call, as with Starlette's `HTTPEndpoint`."""
+    return hasattr(cls, "__await__")
 
 
 def _is_app_object(value: object) -> bool:

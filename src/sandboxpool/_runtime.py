@@ -104,8 +104,12 @@ class Runtime:
 
     # --- life ---------------------------------------------------------------------------------
 
-    async def open(self) -> None:
+    async def open(self, *, asked: bool = True) -> None:
         """Start the app's template and open the pool; once, whoever asks at the same time.
+
+        Args:
+            asked: Whether the server, or the user, has said so; otherwise a request has come
+                without that.
 
         Raises:
             LifespanStartupError: The app did not start.
@@ -122,16 +126,19 @@ class Runtime:
             # In a task of its own: the request that happens to be the first may be cancelled.
             self._opening = [wakeup]
             self._open_error = None
-            opener = self.loop.spawn(self._open, f"open {self.options.name}")
+            opener = self.loop.spawn(partial(self._open, asked), f"open {self.options.name}")
             if self._opening is not None:  # an eager task may be over already
                 self._opener = opener
         await wakeup
         if self._open_error is not None:
             raise self._open_error
 
-    async def _open(self) -> None:
+    async def _open(self, asked: bool) -> None:
+        start = self.factory.start
+        if not asked:
+            start = getattr(self.factory, "start_unasked", start)
         try:
-            await self.factory.start()
+            await start()
             self._started = True
             await self.pool.open()
         except BaseException as error:

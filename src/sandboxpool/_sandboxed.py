@@ -342,7 +342,7 @@ class SandboxedApp:
             return None
         runtime = self._enter()
         try:
-            await runtime.open()
+            await runtime.open(asked=False)
         except Exception as error:
             logger.error("%s did not start: %s", self.wrap_options.name, error, exc_info=error)
             await self._refuse(runtime, "the app did not start", scope, receive, send)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -16,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 
 from sandboxpool import (
@@ -162,14 +163,14 @@ async def test_lifespan_is_outside() -> None:
     """A lifespan belongs to no request, also when a request has started it."""
     seen = []
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            with pytest.raises(NoLeaseError):
-                current_lease()
-            seen.append("lifespan")
-            raise RuntimeError
-        await respond(send)
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        with pytest.raises(NoLeaseError):
+            current_lease()
+        seen.append("lifespan")
+        yield
 
+    app = Starlette(lifespan=lifespan, routes=[Route("/", PlainTextResponse("hello"))])
     sandboxed = wrap(app, stall_after=None)
     assert (await get(sandboxed)).status == 200
     await sandboxed.aclose()

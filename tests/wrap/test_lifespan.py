@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import pytest
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -204,7 +205,7 @@ async def test_each_lifespan_failure_is_told(
 
 async def test_each_lifespan_failure_while_serving(caplog: pytest.LogCaptureFixture) -> None:
     """A sandbox that fails to stop while the app serves is logged, and forgotten at its end."""
-    made = []
+    made: list[int] = []
 
     def make() -> Starlette:
         made.append(number := len(made))
@@ -686,3 +687,55 @@ async def test_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async with wrap(app) as sandboxed:
         await get(sandboxed)
     assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
+async def test_opened_by_a_request() -> None:
+    """Without lifespan events an app of Starlette's family is started, any other left alone."""
+    started: list[str] = []
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        started.append("start")
+        yield
+        started.append("stop")
+
+    class Layer:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await self.app(scope, receive, send)
+
+    sandboxed = wrap(Layer(app_with(lifespan)), stall_after=None)
+    await get(sandboxed)
+    await sandboxed.aclose()
+    assert started == ["start", "stop"]
+
+    seen: list[str] = []
+
+    async def raw(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["type"])
+        await respond(send)
+
+    sandboxed = wrap(raw, stall_after=None)
+    await get(sandboxed)
+    await sandboxed.aclose()
+    assert seen == ["http"]
+
+
+async def test_middleware_that_fails_in_the_lifespan() -> None:
+    """Starlette takes part in the lifespan; its middleware that raises there fails the start."""
+
+    class Broken:
+        def __init__(self, app: Any) -> None:
+            pass
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            raise ZeroDivisionError
+
+    app = Starlette(middleware=[Middleware(Broken)])
+    server = Lifespan(wrap(app, stall_after=None))
+    async with anyio.create_task_group() as tasks:
+        await server.start(tasks)
+    assert isinstance(server.error, ZeroDivisionError)
+    assert server.types == ["lifespan.startup.failed"]

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from starlette.applications import Starlette
+from starlette.endpoints import HTTPEndpoint
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
@@ -304,3 +306,14 @@ def test_factory_with_clone() -> None:
         wrap(make_later, factory=True, isolation="clone")
     with pytest.raises(AppTypeError, match="wrapped already"):
         wrap(lambda: wrap(raw), factory=True, isolation="clone")
+
+
+async def test_awaitable_class() -> None:
+    """A class whose instances are awaitable, as Starlette's endpoints are, is an app itself."""
+
+    class Hello(HTTPEndpoint):
+        async def get(self, request: Request) -> PlainTextResponse:
+            return PlainTextResponse("hello")
+
+    async with wrap(Hello, stall_after=None) as sandboxed:
+        assert (await get(sandboxed)).body == b"hello"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import anyio.lowlevel
 import pytest
@@ -24,9 +24,9 @@ def make() -> FastAPI:
 
 def test_rebound_name() -> None:
     """An endpoint that writes to the rebound global name writes to its own sandbox."""
-    app = sandboxpool.wrap(make())
+    app: Any = sandboxpool.wrap(make())
 
-    @app.get("/{name}")
+    @app.get("/{name}")  # type: ignore[untyped-decorator]
     async def greet(name: str, request: Request) -> dict[str, object]:
         before = getattr(app.state, "user", None)
         app.state.user = name
@@ -47,9 +47,9 @@ def test_rebound_name() -> None:
 
 def test_overrides_through_the_wrapped_app() -> None:
     """`app.dependency_overrides` of the wrapped app is the template's, set, read and replaced."""
-    app = sandboxpool.wrap(make())
+    app: Any = sandboxpool.wrap(make())
 
-    @app.get("/")
+    @app.get("/")  # type: ignore[untyped-decorator]
     async def root(name: Annotated[str, Depends(who)]) -> str:
         return name
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import attrs
 
+from sandboxpool._exceptions import LifespanStartupError
 from sandboxpool._lifespan import Lifespan
 from sandboxpool._types import ASGIApp
 
@@ -17,6 +18,8 @@ from ._sandbox import AppSandbox
 from ._template import Template
 
 __all__ = ("CloneFactory",)
+
+_LAYERS_AT_MOST = 50
 
 
 @attrs.define(eq=False)
@@ -101,11 +104,32 @@ class CloneFactory:
             LifespanStartupError: The app did not start.
             OptionError: A name in the options matches nothing in the app.
         """
+        await self._start(asked=True)
+
+    async def start_unasked(self) -> None:
+        """Start the template although the server sends no lifespan events.
+
+        An app of Starlette's family relies on its lifespan, so it is run all the same. Whether
+        any other app takes part is not known, and it may do anything with a scope that it does
+        not expect, so it is left alone, as it would be without us.
+
+        Raises:
+            LifespanStartupError: The app did not start.
+            OptionError: A name in the options matches nothing in the app.
+        """
+        await self._start(asked=False)
+
+    async def _start(self, *, asked: bool) -> None:
         life = self._lives.here()
+        relies = _has_lifespan(self.app)
         try:
-            if self._mode == "once":
+            if self._mode == "once" and (asked or relies):
                 lifespan = Lifespan(self.app, name=self.name)
                 await lifespan.startup()
+                if asked and relies and lifespan.refusal is not None:
+                    raise LifespanStartupError(
+                        f"{self.name} failed to start: {lifespan.refusal!r}"
+                    ) from lifespan.refusal
                 life.lifespan = lifespan
                 life.state = lifespan.state
             recipe = life.template.compile()
@@ -185,3 +209,14 @@ class CloneFactory:
             except BaseException as error:
                 life.failures.note(error, self.name)
                 raise
+
+
+def _has_lifespan(app: Any) -> bool:
+    """Tell whether there is an app of Starlette's family, perhaps behind middleware objects."""
+    for _ in range(_LAYERS_AT_MOST):
+        if hasattr(getattr(app, "router", app), "lifespan_context"):
+            return True
+        app = getattr(app, "app", None)
+        if app is None:
+            break
+    return False
