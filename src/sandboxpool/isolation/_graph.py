@@ -8,6 +8,7 @@ clone is a loop without decisions and no constructor of the app is ever called a
 
 from __future__ import annotations
 
+import dis
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -19,10 +20,10 @@ from sandboxpool.adapters.asgi import is_asgi_function, is_asgi_instance, is_cop
 
 from ._data import CONTAINERS, MAPPINGS, SCALARS
 from ._layers import shared_layer
+from ._plan import FRAMEWORKS
 from ._recipe import Make, Recipe
 from ._stand_in import original_class
 
-FRAMEWORKS = ("starlette.", "fastapi.")
 _FRAMEWORK_CONTAINERS = frozenset(
     {
         "_exception_handlers",
@@ -258,6 +259,8 @@ class Walk:
         if owner is None:
             return None
         function = value.__func__
+        if ignores_its_object(function):
+            return None
         return self._add(value, lambda new: MethodType(function, new[owner]))
 
     def _partial(self, value: partial[Any]) -> int | None:
@@ -319,6 +322,18 @@ class Walk:
             return made
 
         return self._add(value, make)
+
+
+def ignores_its_object(function: Any) -> bool:
+    """Tell whether a method of the framework never looks at `self`, so that one is enough."""
+    if not isinstance(function, FunctionType) or not function.__module__.startswith(FRAMEWORKS):
+        return False
+    code = function.__code__
+    name = code.co_varnames[0]
+    if name in code.co_cellvars or "__class__" in code.co_freevars:
+        return False
+    used = [item.argval for item in dis.get_instructions(code)]
+    return not any(name == value or (type(value) is tuple and name in value) for value in used)
 
 
 def is_state(value: Any) -> bool:

@@ -9,11 +9,16 @@ from typing import Any
 import attrs
 
 from ._handlers import HandlerDict
+from ._plan import Plan
 
 Make = Callable[[list[Any]], Any]
 
-_SMALL = 16
-"""Objects with at most as many attributes are made without a dict, which is smaller."""
+_SMALL = 28
+"""
+Objects with at most as many attributes are made without a dict: that is smaller, and all of a
+class then share their keys, so that one sandbox finds the inline caches as another left them.
+CPython shares 30 of them.
+"""
 
 
 @attrs.define
@@ -41,6 +46,7 @@ class Recipe:
         make_state: Makes a state object of the framework over a dict.
         objects: Class and attributes of each object, by index.
         item_patches: The patches of containers.
+        plan: What a reset must look at; made when all of the above is known.
     """
 
     objects: dict[int, tuple[type, dict[str, Any] | None]] = attrs.field(factory=dict)
@@ -60,6 +66,8 @@ class Recipe:
     seen: set[type] = attrs.field(factory=set)
     handlers: list[tuple[int, int, int, int]] = attrs.field(factory=list)
     make_state: Callable[[dict[str, Any]], Any] = dict
+    plan: Plan = attrs.field(factory=Plan)
+    _grouped: dict[int, list[tuple[Any, int]]] = attrs.field(factory=dict)
     _blank: list[Any] = attrs.field(factory=list)
     _small: list[tuple[int, type, list[tuple[str, Any]]]] = attrs.field(factory=list)
     _large: list[tuple[int, type, dict[str, Any]]] = attrs.field(factory=list)
@@ -101,7 +109,8 @@ class Recipe:
         self.connect(new)
         for app, handlers, outer, inner in self.handlers:
             following = HandlerDict(new[handlers], new[outer], new[inner])
-            new[handlers] = new[app].__dict__["exception_handlers"] = following
+            new[handlers] = following
+            write(new[app], "exception_handlers", following)
         if self.fresh:
             again = {index for index, _ in self.fresh}
             for index, remake in self.fresh:
@@ -151,6 +160,34 @@ class Recipe:
                 compact.update(pristine)
                 self._large.append((index, cls, compact))
         large = {index for index, _, _ in self._large}
+        self._grouped = grouped
         for target, pairs in grouped.items():
             into = self._large_patches if target in large else self._small_patches
             into.append((target, pairs))
+
+    def attributes(self, index: int, new: list[Any]) -> dict[str, Any]:
+        """Return the attributes that object *index* among *new* was made with."""
+        values = dict(self.objects[index][1] or {})
+        for key, source in self._grouped.get(index, ()):
+            values[key] = new[source]
+        return values
+
+    def make_plan(self, special: Container[int | None] = ()) -> None:
+        """Decide how a reset looks at each object.
+
+        Args:
+            special: Indexes of objects of which some attributes survive a reset.
+        """
+        again = {index for index, _ in self.fresh}
+        plan = self.plan = Plan()
+        for index in self.nodes:
+            cls, pristine = self.objects[index]
+            if index in again or index in special or not plan.is_calm(cls, pristine):
+                plan.wild_nodes.append(index)
+            elif len(pristine or ()) > _SMALL:
+                plan.whole.append(index)
+            else:
+                plan.bare.append(index)
+        for index in self.containers:
+            if index not in self.kept:
+                plan.add_container(index, self.originals[index], calm=index in self.calm)

@@ -1,53 +1,128 @@
 """Put private objects back to how they were, exactly and cheaply.
 
-What a user's class may have done anything to is put back by writing, without comparing: a
-comparison would call foreign `__eq__` methods and miss `True` in place of `1`. What belongs to
-the framework alone, and hardly ever changes, is compared first, all of it in one instruction.
+Nothing is written that has not changed: a write to the `__dict__` of an object, even of what is
+there already, makes the interpreter's inline caches miss in the next request, which costs more
+than the whole comparison. What belongs to the framework alone is compared in one instruction, on
+one flat list of references. What a user's class may have done anything to is compared by
+identity: equality would call foreign `__eq__` methods and miss `True` in place of `1`.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from gc import get_referents
+from operator import is_not, itemgetter
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._plan import Plan
+
+Expected = Callable[[int], dict[str, Any]]
 
 
-class Restorer:
-    """Knows what a set of private objects looked like when it was made.
+class Calm:
+    """What of a sandbox hardly anybody but the framework changes.
+
+    `gc.get_referents()` shows what objects and containers refer to, all in one flat list, and
+    without making a `__dict__` for an object that has none yet. Equality of these lists, which
+    begins with identity, is proof enough, but for numbers: `1` equals `True`. String keys are not
+    shown: a key that took the place of another is the last one of its dict. A deleted attribute
+    of an object without a `__dict__` whose place another one takes, with the same value, goes
+    unseen; the frameworks, to whose classes alone this applies, never delete any.
+    """
+
+    __slots__ = (
+        "_empty", "_getter", "_known", "_lasts", "_new", "_numbers", "_plan", "_targets", "_then",
+    )  # fmt: skip
+
+    def __init__(self, plan: Plan, new: list[Any]) -> None:
+        self._plan = plan
+        self._new = new
+        self._known = plan.known_of(new)
+        self._empty = plan.empty_of(new)
+        self._targets = plan.targets_of(new)
+        then = self._then = get_referents(*self._targets)
+        self._lasts = plan.lasts
+        if plan.getter is None:
+            plan.getter = numbers_in(then)
+            plan.numbers = plan.getter(then)
+        self._getter = plan.getter
+        numbers = self._getter(then)
+        self._numbers = numbers if any(map(is_not, numbers, plan.numbers)) else plan.numbers
+
+    def changed(self) -> bool:
+        """Tell whether anything differs."""
+        if any(self._empty):
+            return True
+        targets = self._targets
+        now = get_referents(*targets)
+        try:
+            if now != self._then:
+                return True
+        except Exception:
+            # The `__eq__` of a value that was not there before.
+            return True
+        if any(map(is_not, self._getter(now), self._numbers)):
+            return True
+        for place, last in enumerate(self._lasts):
+            if next(reversed(targets[place])) is not last:
+                return True
+        return False
+
+    def put_back(self, expected: Expected) -> None:
+        """Write what differs."""
+        plan, new = self._plan, self._new
+        dicts: list[Any] = []
+        for index in plan.nodes:
+            values = object.__getattribute__(new[index], "__dict__")
+            write_attributes(values, expected(index))
+            dicts.append(values)
+        for index, known in zip(plan.full, self._known, strict=True):
+            write_content(new[index], known)
+        for container in self._empty:
+            container.clear()
+        # From here on all objects have a `__dict__`, and that is where their references are.
+        dicts += [new[index] for index in plan.keyed]
+        dicts = [values for values in dicts if values]
+        self._lasts = [next(reversed(values)) for values in dicts]
+        self._targets = (*dicts, *plan.separated(new))
+        self._then = get_referents(*self._targets)
+        self._getter = numbers_in(self._then)
+        self._numbers = self._getter(self._then)
+
+    def swap(self, old: Any, new: Any, place: int) -> int:
+        """Expect *new* instead of *old* from now on; return its place, which is a hint."""
+        then = self._then
+        if place >= len(then) or then[place] is not old:
+            places = (at for at, value in enumerate(then) if value is old)
+            place = next(places, -1)
+        if place >= 0:
+            then[place] = new
+        return place
+
+
+class Wild:
+    """What may have been changed in any way, with snapshots of it.
 
     Attributes:
         snapshots: The attributes of each object, by the id of its `__dict__`.
     """
 
-    __slots__ = ("_calm", "_known", "_lists", "_owners", "_slots", "_wild", "_written", "snapshots")
+    __slots__ = ("_namespaces", "_owners", "_slots", "_written", "snapshots")
 
     def __init__(self) -> None:
         self.snapshots: dict[int, dict[str, Any]] = {}
-        self._wild: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self._written: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
-        self._lists: list[tuple[list[Any], list[Any]]] = []
+        self._namespaces: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._written: list[tuple[Any, Any]] = []
         self._owners: list[tuple[Any, dict[str, Any]]] = []
-        self._calm: list[Any] = []
-        self._known: list[Any] = []
         self._slots: list[tuple[Any, str, bool, Any]] = []
 
-    def watch_dict(self, values: dict[str, Any], *, calm: bool) -> None:
-        """Remember the attributes of an object.
-
-        Args:
-            values: The `__dict__` of the object.
-            calm: Whether equality with the old attributes is proof enough.
-        """
-        snapshot: dict[str, Any] = {}
-        # Filled in one go, so that the table is compact and copying it back is one memcpy.
-        snapshot.update(values)
-        self.snapshots[id(values)] = snapshot
-        if calm:
-            self._calm.append(values)
-            self._known.append(snapshot)
-        else:
-            self._wild.append((values, snapshot))
+    def watch_dict(self, values: dict[str, Any]) -> None:
+        """Remember the attributes of an object, given its `__dict__`."""
+        snapshot = self.snapshots[id(values)] = dict(values)
+        self._namespaces.append((values, snapshot))
 
     def watch_owner(self, owner: Any, values: dict[str, Any]) -> None:
         """Remember which dict the attributes of a user's object are in: it may swap that, too."""
@@ -60,58 +135,40 @@ class Restorer:
         except AttributeError:
             self._slots.append((owner, name, False, None))
 
-    def watch_container(self, container: Any, *, calm: bool) -> None:
-        """Remember the content of a mutable container.
-
-        Args:
-            container: The container.
-            calm: Whether equality with the old content is proof enough.
-        """
-        cls = type(container)
-        if cls is SimpleNamespace:
-            self.watch_dict(vars(container), calm=False)
-        elif not container:
-            # Only something empty equals it, so this comparison is exact for everybody.
-            self._calm.append(container)
-            self._known.append(_EMPTY.get(cls, {}))
-        elif calm:
-            self._calm.append(container)
-            self._known.append(container.copy())
-        elif cls is list:
-            self._lists.append((container, container.copy()))
+    def watch_container(self, container: Any) -> None:
+        """Remember the content of a mutable container."""
+        if type(container) is SimpleNamespace:
+            self.watch_dict(vars(container))
         else:
-            write = _WRITERS.get(cls, _write_mapping)
-            self._written.append((write, container, container.copy()))
+            self._written.append((container, container.copy()))
+
+    @property
+    def used(self) -> bool:
+        """Whether there is anything to put back."""
+        return bool(self._namespaces or self._written or self._slots)
+
+    def swap(self, owner: Any, key: str, value: Any) -> None:
+        """Expect another value of an attribute from now on."""
+        snapshot = self.snapshots.get(id(object.__getattribute__(owner, "__dict__")))
+        if snapshot is not None:
+            snapshot[key] = value
 
     def restore(self) -> None:
         """Put everything back."""
-        if self._owners:
-            self._restore_owners()
-        for values, snapshot in self._wild:
-            # An update of an empty dict copies the whole table at once: several times faster
-            # than an update in place, and what was added is gone.
-            values.clear()
-            values.update(snapshot)
-        for items, old in self._lists:
-            items[:] = old
-        for write, container, snapshot in self._written:
-            write(container, snapshot)
-        try:
-            changed = self._calm != self._known
-        except Exception:
-            changed = True
-        if changed:
-            for container, snapshot in zip(self._calm, self._known, strict=True):
-                _WRITERS.get(type(container), _write_mapping)(container, snapshot)
-        if self._slots:
-            self._restore_slots()
-
-    def _restore_owners(self) -> None:
         for owner, values in self._owners:
             if object.__getattribute__(owner, "__dict__") is not values:
                 object.__setattr__(owner, "__dict__", values)
-
-    def _restore_slots(self) -> None:
+        for values, snapshot in self._namespaces:
+            if (
+                len(values) != len(snapshot)
+                or any(map(is_not, values.values(), snapshot.values()))
+                or any(map(is_not, values, snapshot))
+            ):
+                write_attributes(values, snapshot)
+        for container, snapshot in self._written:
+            # Data, not code, refers to these, so no cache minds a write.
+            if container or snapshot:
+                write_content(container, snapshot)
         for owner, name, present, value in self._slots:
             if present:
                 object.__setattr__(owner, name, value)
@@ -120,6 +177,32 @@ class Restorer:
                     object.__delattr__(owner, name)
                 except AttributeError:
                     continue
+
+
+def numbers_in(values: list[Any]) -> Callable[[list[Any]], tuple[Any, ...]]:
+    """Return a function that picks the numbers in a list that is laid out like *values*."""
+    places = [at for at, value in enumerate(values) if isinstance(value, (int, float, complex))]
+    # With at least two places the result is always a tuple.
+    getter: Callable[[list[Any]], tuple[Any, ...]] = itemgetter(*places, 0, 0)
+    return getter
+
+
+def write_attributes(values: dict[str, Any], snapshot: dict[str, Any]) -> None:
+    """Make a `__dict__` like its snapshot, and touch no more of it than necessary."""
+    for key in [key for key in values if key not in snapshot]:
+        del values[key]
+    if list(values) != list(snapshot):
+        values.clear()
+        values.update(snapshot)
+        return
+    for key, value in snapshot.items():
+        if values[key] is not value:
+            values[key] = value
+
+
+def write_content(container: Any, snapshot: Any) -> None:
+    """Make a container like its snapshot."""
+    _WRITERS.get(type(container), _write_mapping)(container, snapshot)
 
 
 def _write_list(container: Any, snapshot: Any) -> None:
@@ -148,11 +231,4 @@ _WRITERS: dict[type, Callable[[Any, Any], None]] = {
     OrderedDict: _write_set,
     set: _write_set,
     deque: _write_deque,
-}
-_EMPTY: dict[type, Any] = {
-    list: [],
-    bytearray: bytearray(),
-    OrderedDict: OrderedDict(),
-    set: set(),
-    deque: deque(),
 }

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from ._graph import FRAMEWORKS, Walk, getattr_dict, slot_names
+from ._graph import Walk, getattr_dict, slot_names
 from ._recipe import Recipe
-from ._restore import Restorer
+from ._restore import Calm, Wild
 from ._state import LeaseMemo, PrivateDict, SharedNames
 
 if TYPE_CHECKING:
@@ -44,22 +44,22 @@ class StateEntry:
     """A state object of a sandbox.
 
     Attributes:
-        values: The attributes of the object that holds the state.
-        snapshot: The same, as a reset restores them.
-        key: The name of the state among them.
+        index: Which object holds it.
+        owner: That object.
+        key: The name of the state among its attributes.
         source: The original's dict.
         private: The dict behind the state.
         state: The state.
         references: How many references there are to it when nobody else holds it.
     """
 
-    __slots__ = ("key", "private", "references", "snapshot", "source", "state", "values")
+    __slots__ = ("index", "key", "owner", "private", "references", "source", "state")
 
-    def __init__(self, values: dict[str, Any], key: str, source: dict[str, Any]) -> None:
-        self.values = values
+    def __init__(self, index: int, owner: Any, key: str, source: dict[str, Any]) -> None:
+        self.index = index
+        self.owner = owner
         self.key = key
         self.source = source
-        self.snapshot = values
         self.private = _NO_STATE
         self.state: Any = None
         self.references = 0
@@ -70,25 +70,30 @@ class AppSandbox:
 
     Attributes:
         app: The private app.
-        apps: The private twin of each app of the template, by the id of the original.
         template: What the private app was made from.
         lifespan_state: What the lifespan put into `scope["state"]`.
         version: Which version of the template it was made from.
     """
 
     __slots__ = (
-        "__weakref__", "_memo", "_new", "_owner", "_recipe", "_restorer", "_rules", "_states",
-        "app", "apps", "lifespan_state", "template", "version",
+        "__weakref__", "_apps", "_armed", "_calm", "_lists", "_memo", "_new", "_olds", "_owner",
+        "_recipe", "_restores", "_rules", "_states", "_wild", "app", "lifespan_state", "template",
+        "version",
     )  # fmt: skip
 
     def __init__(self, owner: object, rules: Rules, template: Template) -> None:
         self._owner = owner
         self._rules = rules
-        self._restorer: Restorer | None = None
+        self._restores = rules.reset == "restore"
+        self._armed = False
+        self._calm: Calm | None = None
+        self._wild: Wild | None = None
+        self._lists: tuple[list[Any], ...] = ()
+        self._olds: tuple[tuple[Any, ...], ...] = ()
         self._states: list[StateEntry] = []
         self._memo = LeaseMemo(owner, rules.shared_names)
         self.app: ASGIApp = template.app
-        self.apps: dict[int, Any] = {}
+        self._apps: dict[int, Any] | None = None
         self.lifespan_state: Mapping[str, Any] = {}
         self.template = template
         self.version = -1
@@ -99,13 +104,21 @@ class AppSandbox:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send, /) -> Awaitable[Any]:
         """Serve one call; what the app returns is handed on untouched."""
-        if self._restorer is None:
+        if not self._armed:
             self.arm()
-        elif self._memo.touched and self._memo.lease is None and self._rules.reset == "restore":
+        elif self._memo.touched and self._memo.lease is None and self._restores:
             # Somebody without a lease wrote between two leases, a thread that was left over.
             self._renew()
         self.template.refresh(self)
         return self.app(scope, receive, send)
+
+    @property
+    def apps(self) -> dict[int, Any]:
+        """The private twin of each app of the template, by the id of the original."""
+        if self._apps is None:
+            new = self._new
+            self._apps = {key: new[index] for key, index in self._recipe.apps.items() if new}
+        return self._apps
 
     def twin(self, original: Any) -> Any:
         """Return the private twin of an app; *original* itself if it has none here."""
@@ -117,40 +130,60 @@ class AppSandbox:
         """Take over the private objects *new*, made by *recipe* in its order."""
         self._recipe = recipe
         self._new = new
-        self._restorer = None
+        self._apps = None
+        self._armed = False
+        self._wild = None
         if recipe.root is not None:
             self.app = new[recipe.root]
-        self.apps = {original: new[index] for original, index in recipe.apps.items()}
         old = self._states
         self._states = []
+        self._calm = None
         for number, (index, key, source) in enumerate(recipe.states):
-            entry = StateEntry(new[index].__dict__, key, source)
+            entry = StateEntry(index, new[index], key, source)
             if self._rules.kept_states and number < len(old):
                 entry.private = old[number].private
             self._states.append(entry)
             self._replace(entry)
+        if recipe.plan.fits(new):
+            self._calm = Calm(recipe.plan, new)
 
     def arm(self) -> None:
         """Remember how everything looks now: as after start-up."""
         recipe, new = self._recipe, self._new
-        restorer = self._restorer = Restorer()
-        for index in recipe.nodes:
-            watch_object(restorer, new[index], calm=index in recipe.calm)
-        for index in recipe.containers:
-            if index in recipe.kept:
-                continue
-            restorer.watch_container(new[index], calm=index in recipe.calm)
+        plan, wild = recipe.plan, Wild()
+        self._armed = True
+        nodes, containers = plan.wild_nodes, plan.wild_containers
+        if self._calm is not None and self._calm.changed():
+            self._calm = None
+        if self._calm is None:
+            nodes = recipe.nodes
+            containers = [index for index in recipe.containers if index not in recipe.kept]
+            self._lists = self._olds = ()
+        else:
+            self._lists = tuple([new[index] for index in plan.lists])
+            self._olds = plan.olds_of(self._lists)
+        for index in nodes:
+            watch_object(wild, new[index])
+        for index in containers:
+            wild.watch_container(new[index])
         for index, _ in recipe.fresh:
             # What the constructor made is known only now: what it was given is private already.
             inner = Walk(known=[item for item in new if item is not new[index]])
             made = inner.compile(new[index])
             for at in made.containers:
-                restorer.watch_container(made.originals[at], calm=False)
+                wild.watch_container(made.originals[at])
             for at in made.nodes[1:]:
-                watch_object(restorer, made.originals[at], calm=False)
+                watch_object(wild, made.originals[at])
+        self._wild = wild if wild.used else None
         for entry in self._states:
-            entry.snapshot = restorer.snapshots[id(entry.values)]
             entry.references = getrefcount(entry.state)
+
+    def _expected(self, index: int) -> dict[str, Any]:
+        values = self._recipe.attributes(index, self._new)
+        for entry in self._states:
+            if entry.index == index:
+                values[entry.key] = entry.state
+        return values
 
     def override(self, index: int, overrides: dict[Any, Any] | None) -> None:
         """Use other dependency overrides for this lease, in an app of the sandbox."""
@@ -159,27 +192,31 @@ class AppSandbox:
 
     def reset(self) -> Awaitable[None] | None:
         """Make the app as it was after start-up, or do what `reset=` says instead."""
-        policy = self._rules.reset
-        if policy == "restore":
+        if self._restores:
             self.restore()
-        elif callable(policy):
+            return None
+        policy = self._rules.reset
+        if callable(policy):
             result: Awaitable[None] | None = policy(self)
             return result
         return None
 
     def restore(self) -> None:
         """Put everything private back as it was after start-up."""
-        restorer = self._restorer
-        if restorer is None:
+        if not self._armed:
             return
-        kept = self._rules.kept_attributes
-        if kept:
-            values = getattr_dict(self.app) or {}
+        calm, wild = self._calm, self._wild
+        if wild is not None:
+            kept = self._rules.kept_attributes
+            values = (getattr_dict(self.app) if kept else None) or {}
             saved = {name: values[name] for name in kept if name in values}
-            restorer.restore()
+            wild.restore()
             values.update(saved)
-        else:
-            restorer.restore()
+        for items, old in zip(self._lists, self._olds, strict=True):
+            # Cheaper than to look whether it has changed.
+            items[:] = old
+        if calm is not None and calm.changed():
+            calm.put_back(self._expected)
         if self._memo.touched:
             self._renew()
             return
@@ -200,22 +237,32 @@ class AppSandbox:
                 self._replace(entry)
 
     def _replace(self, entry: StateEntry) -> None:
-        private = PrivateDict(self._memo, entry.source)
+        private, old = PrivateDict(self._memo, entry.source), entry.state
         for name in self._rules.kept_states:
             present, value = entry.private.peek(name)
             if present:
                 private.carry(name, value)
         entry.private = private
-        entry.state = entry.values[entry.key] = self._recipe.make_state(private)
-        entry.snapshot[entry.key] = entry.state
+        entry.state = self._recipe.make_state(private)
+        object.__setattr__(entry.owner, entry.key, entry.state)
+        if self._calm is not None:
+            places = self._recipe.plan.places
+            at = self._calm.swap(old, entry.state, places.get(entry.index, 0))
+            if at >= 0:
+                places[entry.index] = at
+                return
+        if self._wild is not None:
+            self._wild.swap(entry.owner, entry.key, entry.state)
 
     async def aclose(self) -> None:
         """Drop everything private."""
         self._memo.ended = True
         self._states = []
         self._new = []
-        self._restorer = None
-        self.apps = {}
+        self._calm = self._wild = None
+        self._lists = self._olds = ()
+        self._armed = False
+        self._apps = {}
 
     # -- scope["state"] --------------------------------------------------------------------
 
@@ -241,12 +288,11 @@ class AppSandbox:
 _NO_STATE = PrivateDict(LeaseMemo(None, SharedNames()), {})
 
 
-def watch_object(restorer: Restorer, value: Any, *, calm: bool) -> None:
+def watch_object(wild: Wild, value: Any) -> None:
     """Remember the attributes of one object."""
     values = getattr_dict(value)
     if values is not None:
-        restorer.watch_dict(values, calm=calm)
-        if not type(value).__module__.startswith(FRAMEWORKS):
-            restorer.watch_owner(value, values)
+        wild.watch_dict(values)
+        wild.watch_owner(value, values)
     for name in slot_names(type(value)):
-        restorer.watch_slot(value, name)
+        wild.watch_slot(value, name)

@@ -54,6 +54,8 @@ class Template:
         walk = Walk(rules.policy, rules.shared_attributes, rules.kept_attributes)
         recipe = self._recipe = walk.compile(self.app)
         _plan_fresh(recipe, rules.policy)
+        keeps = bool(rules.kept_attributes) and recipe.root is not None
+        recipe.make_plan({recipe.root} if keeps else ())
         self._version += 1
         self._watched = []
         self._overrides = []
