@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
@@ -64,6 +65,10 @@ class Adapter:
     def user_middleware(self, app: Any) -> list[Any]:
         """Return the declarations of the app's middleware, the outermost first."""
         return []
+
+    def answers(self, app: Any) -> dict[str, Callable[[Any, Any], Any]]:
+        """Return attributes that a template answers for a private twin, by template and twin."""
+        return {}
 
     def forget(self, app: Any) -> None:
         """Drop what the framework's own caches know about an app that is going away."""

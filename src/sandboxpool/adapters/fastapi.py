@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, routing
 from fastapi.dependencies import models
+
+from sandboxpool._context import current
+from sandboxpool.isolation._data import copy_plain
 
 from .starlette import StarletteAdapter
 
@@ -23,6 +28,10 @@ class FastAPIAdapter(StarletteAdapter):
         """Share the telemetry, which makes its instruments only once per object."""
         return _TELEMETRY if isinstance(value, FastAPI) else frozenset()
 
+    def answers(self, app: Any) -> dict[str, Callable[[Any, Any], Any]]:
+        """Answer for the schema, which takes tens of milliseconds to generate."""
+        return {"openapi": Schema()} if isinstance(app, FastAPI) else {}
+
     def forget(self, app: Any) -> None:
         """Clear what FastAPI keeps for ever about the functions of an app.
 
@@ -38,6 +47,77 @@ class FastAPIAdapter(StarletteAdapter):
             clear = getattr(cached, "cache_clear", None)
             if clear is not None:
                 clear()
+
+
+_COUNT = "_get_routes_version"
+_DESCRIBED = (
+    "title",
+    "version",
+    "openapi_version",
+    "summary",
+    "description",
+    "terms_of_service",
+    "contact",
+    "license_info",
+    "openapi_tags",
+    "servers",
+    "separate_input_output_schemas",
+    "openapi_external_docs",
+)
+"""The attributes of an app that its schema shows."""
+
+
+class Schema:
+    """The OpenAPI schema of a template, generated once for all of its private twins.
+
+    The route `/openapi.json` asks the template. A twin that looks like the template gets a copy
+    of the template's schema; one that a request has changed generates its own, as does an app
+    with an `openapi` of the user's.
+    """
+
+    def __init__(self) -> None:
+        self._look: list[Any] | None = None
+        self._schema: dict[str, Any] = {}
+
+    def __call__(self, template: Any, twin: Any) -> Callable[[], Any]:
+        """Return what *twin* has as its `openapi`."""
+        if type(twin).openapi is not FastAPI.openapi or "openapi" in vars(twin):
+            made: Callable[[], Any] = twin.openapi
+            return made
+        return partial(self._openapi, template, twin)
+
+    def _openapi(self, template: Any, twin: Any) -> Any:
+        values = object.__getattribute__(template, "__dict__")
+        look = _look(values)
+        if twin.openapi_schema is None and look is not None and look == _look(vars(twin)):
+            if self._look != look:
+                self._generate(values, type(twin))
+            twin.openapi_schema = copy_plain(self._schema, {})
+            twin._openapi_routes_version = getattr(twin.router, _COUNT)()
+        return twin.openapi()
+
+    def _generate(self, values: dict[str, Any], cls: Any) -> None:
+        # On a shallow copy and outside of the request: nothing that the request has done shows,
+        # and the template itself does not change.
+        token = current.set(None)
+        try:
+            copied = object.__new__(cls)
+            copied.__dict__.update(values, openapi_schema=None)
+            schema = FastAPI.openapi(copied)
+            self._look, self._schema = copy_plain(_look(values), {}), schema
+        finally:
+            current.reset(token)
+
+
+def _look(values: dict[str, Any]) -> list[Any] | None:
+    """Return what a schema depends on; `None` if this FastAPI does not count its routes."""
+    routers = [values.get("router"), values.get("webhooks")]
+    if not all(hasattr(router, _COUNT) for router in routers):
+        return None
+    look = [values.get(name) for name in _DESCRIBED]
+    for router in routers:
+        look += [getattr(router, _COUNT)(), len(router.routes)]  # type: ignore[union-attr]
+    return look
 
 
 def _endpoints(app: Any) -> list[Any]:

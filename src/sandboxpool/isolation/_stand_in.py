@@ -9,11 +9,12 @@ outside of any request. The clones keep the original class and pay nothing.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from sandboxpool._context import current
+from sandboxpool.adapters import adapter_for
 
 _originals: WeakKeyDictionary[type, type] = WeakKeyDictionary()
 """The original class of every stand-in class."""
@@ -28,11 +29,13 @@ class Redirect:
         owners: The factories that made clones of the template; one as many times as it asked
             for that, in several event loops or for several products that mount the same app.
         changed: Called with the name when the template itself is written to.
+        answers: By name, what the template itself answers for a clone.
     """
 
-    __slots__ = ("changed", "owners")
+    __slots__ = ("answers", "changed", "owners")
 
-    def __init__(self) -> None:
+    def __init__(self, answers: Mapping[str, Callable[[Any, Any], Any]]) -> None:
+        self.answers = answers
         self.owners: list[object] = []
         self.changed: list[Callable[[str], None]] = []
 
@@ -63,9 +66,12 @@ class StandIn:
         return
 
     def __getattribute__(self, name: str) -> Any:
-        target = type(self)._sandboxpool_redirect.target(self)  # type: ignore[attr-defined]
+        redirect: Redirect = type(self)._sandboxpool_redirect  # type: ignore[attr-defined]
+        target = redirect.target(self)
         if target is self:
             return super().__getattribute__(name)
+        if name in redirect.answers:
+            return redirect.answers[name](self, target)
         return getattr(target, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -115,7 +121,7 @@ def install(template: Any, owner: object, changed: Callable[[str], None] | None 
 def _swap(template: Any) -> Redirect | None:
     """Give *template* a stand-in class; `None` if it allows none."""
     cls = type(template)
-    redirect = Redirect()
+    redirect = Redirect(adapter_for(template).answers(template))
     names = {
         "__slots__": (),
         "__module__": cls.__module__,
