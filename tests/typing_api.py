@@ -43,6 +43,9 @@ async def make_later() -> FastAPI:
     return FastAPI()
 
 
+async def close_later(app: FastAPI) -> None: ...
+
+
 async def answer_with_value(scope: Any, receive: Any, send: Any) -> int:
     return 0
 
@@ -119,6 +122,11 @@ async def use() -> None:
             assert_type(item, Starlette)
         async with pool.lease(timeout=None) as item:
             assert_type(item, Starlette)
+    assert_type(FunctionFactory(create=make_later), FunctionFactory[FastAPI])
+    assert_type(FunctionFactory(make, reset=lambda app: app.routes), FunctionFactory[Starlette])
+    async with Pool(FunctionFactory(create=make_later, destroy=close_later)) as later:
+        assert_type(later, Pool[FastAPI])
+    FunctionFactory(create=make, destroy=close_later)  # type: ignore[arg-type]
     Pool(FunctionFactory(create=make), max_sizes=3)  # type: ignore[call-arg]
     async with Pool(OwnFactory()) as sandboxes:
         assert_type(sandboxes, Pool[OwnSandbox])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast, overload
 
 T = TypeVar("T")
 
 # Does nothing and returns `None`, in C: it runs at each release of an item without a reset.
-_nothing: Callable[[object], None] = deque[object](maxlen=0).append
+nothing: Callable[[object], None] = deque[object](maxlen=0).append
 
 
 class FunctionFactory(Generic[T]):
@@ -17,23 +17,45 @@ class FunctionFactory(Generic[T]):
 
     Args:
         create: Returns a new item.
-        reset: Makes a used item as good as new; nothing to do by default.
+        reset: Makes a used item as good as new; nothing to do by default. What it returns is
+            awaited if it can be, and ignored otherwise.
         destroy: Ends an item; nothing to do by default.
         check: Tells whether an item that was idle for long still works, by returning `False`
             or raising if it does not; never asked by default.
     """
 
+    # The awaitable one first: a coroutine would also do for the `T` of the other.
+    @overload
     def __init__(
         self,
-        create: Callable[[], Awaitable[T] | T],
+        create: Callable[[], Awaitable[T]],
         *,
-        reset: Callable[[T], Awaitable[None] | None] | None = None,
-        destroy: Callable[[T], Awaitable[None] | None] | None = None,
+        reset: Callable[[T], object] | None = None,
+        destroy: Callable[[T], object] | None = None,
+        check: Callable[[T], Awaitable[bool | None] | bool | None] | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        create: Callable[[], T],
+        *,
+        reset: Callable[[T], object] | None = None,
+        destroy: Callable[[T], object] | None = None,
+        check: Callable[[T], Awaitable[bool | None] | bool | None] | None = None,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        create: Callable[[], Any],
+        *,
+        reset: Callable[[T], Any] | None = None,
+        destroy: Callable[[T], Any] | None = None,
         check: Callable[[T], Awaitable[bool | None] | bool | None] | None = None,
     ) -> None:
         self._create = create
-        self.reset: Callable[[T], Awaitable[None] | None] = reset or _nothing
-        self.destroy: Callable[[T], Awaitable[None] | None] = destroy or _nothing
+        self.reset: Callable[[T], Awaitable[None] | None] = reset or nothing
+        self.destroy: Callable[[T], Awaitable[None] | None] = destroy or nothing
         # Not a method: a pool asks whether there is one, and without it never stops to check.
         self.check = check
 
@@ -42,4 +64,4 @@ class FunctionFactory(Generic[T]):
         made = self._create()
         if isinstance(made, Awaitable):
             return cast("T", await made)
-        return made
+        return cast("T", made)

@@ -16,6 +16,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._exceptions import LeaseEndedError, WrongLoopError
+from ._factory import nothing
 from ._slots import IDLE, Slot
 
 if TYPE_CHECKING:
@@ -167,9 +168,9 @@ def bind(pool: Pool[T]) -> type[PoolLease[T]]:
     """Return the lease class of a pool, with the plain case of an open one inlined."""
     slots = pool.slots
     idle = slots.idle
-    take_idle, put_idle = idle.pop, idle.append
     home, clock = pool.home, pool.clock
-    reset = pool.factory.reset
+    # Without a reset nothing can happen half-way through a release: nothing to look at again.
+    reset = None if pool.factory.reset is nothing else pool.factory.reset
     fresh_for = slots.fresh_for
     always_fresh = fresh_for == inf
     max_uses = slots.limits.max_uses or sys.maxsize
@@ -185,7 +186,7 @@ def bind(pool: Pool[T]) -> type[PoolLease[T]]:
         async def __aenter__(self) -> T:
             # Of a closed pool nothing is idle, and of one with `on_acquire` nothing is fresh.
             if idle and home._thread_id == get_ident() and not self._number:
-                slot = take_idle()
+                slot = idle.pop()
                 now = clock()
                 if now < slot.expires_at and (always_fresh or now - slot.since < fresh_for):
                     slot.since = now
@@ -196,7 +197,7 @@ def bind(pool: Pool[T]) -> type[PoolLease[T]]:
                     self._key = slot.key or Key(pool, slot)
                     slot.key = None
                     return slot.item
-                put_idle(slot)
+                idle.append(slot)
             elif home is not NOWHERE and not idle and not self._number:
                 # The queue, without the steps in between that would find nothing to do.
                 granted = await wait(self._timeout)
@@ -219,16 +220,18 @@ def bind(pool: Pool[T]) -> type[PoolLease[T]]:
                 return await slow_exit(self, exc_type, exc, traceback)
             self._key = None
             slot.key = key
-            try:
-                pending = reset(slot.item)
-            except BaseException as error:
-                pool.reset_raised(slot, error)
-                return None
-            # Again: the reset may have done anything with the pool, like closing it.
-            still_plain: bool = slots.plain
-            if pending is not None or not still_plain or slot.retire is not None:
-                pool.finish(slot, pending)
-            elif slots.waiting:
+            if reset is not None:
+                try:
+                    pending = reset(slot.item)
+                except BaseException as error:
+                    pool.reset_raised(slot, error)
+                    return None
+                # Again: the reset may have done anything with the pool, like closing it.
+                still_plain: bool = slots.plain
+                if pending is not None or not still_plain or slot.retire is not None:
+                    pool.finish(slot, pending)
+                    return None
+            if slots.waiting:
                 hand_over(slot, now)
             else:
                 # What else is counted follows from these; see `Slots.resets`, `Slots.in_use`.
@@ -236,7 +239,7 @@ def bind(pool: Pool[T]) -> type[PoolLease[T]]:
                 slot.uses = uses
                 slot.since = now
                 slot.status = idle_state
-                put_idle(slot)
+                idle.append(slot)
             return None
 
     return BoundLease

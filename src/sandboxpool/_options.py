@@ -53,6 +53,9 @@ def check_pool_options(factory: Any, **options: Any) -> None:
         OptionError: A value is out of range.
         TypeError: The factory lacks a hook.
     """
+    name = options["name"]
+    if not isinstance(name, str) or not name:
+        raise OptionError(f"name={name!r}: give a text that errors and logs can call the pool.")
     missing = [hook for hook in _HOOKS if not callable(getattr(factory, hook, None))]
     if missing or inspect.isclass(factory):
         what = f"the class {factory.__name__}" if inspect.isclass(factory) else repr(factory)
@@ -62,8 +65,8 @@ def check_pool_options(factory: Any, **options: Any) -> None:
             "object of such a class, or sandboxpool.FunctionFactory(create=...)."
         )
     check_sizes(options["min_size"], options["max_size"])
-    for name in ("max_waiting", "max_uses"):
-        check_count(name, options[name], least=0 if name == "max_waiting" else 1, optional=True)
+    check_count("max_waiting", options["max_waiting"], least=0, optional=True)
+    check_count("max_uses", options["max_uses"], least=1, optional=True)
     check_count("max_creating", options["max_creating"], least=1)
     for name in ("acquire_timeout", "check_after"):
         check_seconds(name, options[name])
@@ -78,6 +81,21 @@ def check_pool_options(factory: Any, **options: Any) -> None:
         check_seconds(name, options[name], zero=False)
     for name in ("create_backoff", "max_create_backoff"):
         check_seconds(name, options[name], optional=False, zero=False)
+    first, last = options["create_backoff"], options["max_create_backoff"]
+    if first > last:
+        raise OptionError(
+            f"create_backoff={first!r} is more than max_create_backoff={last!r}: "
+            "raise max_create_backoff, or lower create_backoff."
+        )
+    if options["on_acquire"] is not None and not callable(options["on_acquire"]):
+        raise OptionError(
+            f"on_acquire={options['on_acquire']!r}: give a function of one item, or None."
+        )
+    if not callable(options["clock"]):
+        raise OptionError(
+            f"clock={options['clock']!r}: give a function that returns seconds, "
+            "like time.monotonic."
+        )
     jitter = options["jitter"]
     if isinstance(jitter, bool) or not isinstance(jitter, int | float) or not 0 <= jitter < 1:
         raise OptionError(f"jitter={jitter!r}: give a share from 0 to less than 1.")

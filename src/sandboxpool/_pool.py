@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from functools import partial
 from heapq import nsmallest
+from inspect import isawaitable
 from itertools import count
 from math import inf
 from threading import get_ident
@@ -97,7 +98,7 @@ class Pool(Generic[T]):
         reset_timeout: Seconds for `reset`; after it the item is retired.
         destroy_timeout: Seconds for `destroy`; after it the item is forgotten.
         jitter: The share of `max_lifetime` and of a pause after a failed create that is left
-            to chance, from 0 to 1.
+            to chance, 0 <= jitter < 1.
         create_backoff: Seconds before the next create after a failed one, doubled with each
             failure in a row up to `max_create_backoff`.
         max_create_backoff: See `create_backoff`.
@@ -158,6 +159,9 @@ class Pool(Generic[T]):
             jitter=jitter,
             create_backoff=create_backoff,
             max_create_backoff=max_create_backoff,
+            name=name,
+            on_acquire=on_acquire,
+            clock=clock,
         )
         self.name = name
         self.factory = factory
@@ -260,7 +264,11 @@ class Pool(Generic[T]):
             timeout: Seconds to wait for leases to end, `None` for no limit. Afterwards their
                 items are destroyed all the same, and whoever still holds one must not use it.
                 A `create` that is still running then is cancelled.
+
+        Raises:
+            OptionError: The timeout cannot work.
         """
+        check_seconds("timeout", timeout)
         loop, slots = self._loop, self.slots
         if loop is None:
             slots.closed = True
@@ -321,7 +329,11 @@ class Pool(Generic[T]):
 
         Returns:
             Whether all the old items were gone in time. If not, they still go as they come back.
+
+        Raises:
+            OptionError: The timeout cannot work.
         """
+        check_seconds("timeout", timeout)
         loop = self._opened()
         old = self.slots.drain(self.clock())
         self._follow_up()
@@ -481,11 +493,11 @@ class Pool(Generic[T]):
         if slots.jobs:
             self._follow_up()
 
-    def finish(self, slot: Slot[T], pending: Awaitable[object] | None) -> None:
+    def finish(self, slot: Slot[T], pending: object) -> None:
         """End a lease whose reset was called already, and returned *pending*."""
         if self.slots.end_lease(slot, self.clock()):
             self._finish_reset(slot, pending)
-        elif pending is not None and hasattr(pending, "close"):
+        elif isawaitable(pending) and hasattr(pending, "close"):
             pending.close()  # the item is being retired: a coroutine that nobody will await
         self._follow_up()
 
@@ -502,11 +514,12 @@ class Pool(Generic[T]):
             raise error
         self._report("reset", error)
 
-    def _finish_reset(self, slot: Slot[T], pending: Awaitable[object] | None) -> None:
-        if pending is None:
-            self.slots.reset_done(slot, self.clock())
-        else:
+    def _finish_reset(self, slot: Slot[T], pending: object) -> None:
+        # A plain function may return anything, like the lambda around a method that does.
+        if pending is not None and isawaitable(pending):
             self._spawn(partial(self._reset, slot, pending), "reset")
+        else:
+            self.slots.reset_done(slot, self.clock())
 
     def is_here(self) -> bool:
         """Tell whether this is the loop and the thread in which the pool was opened."""
@@ -665,17 +678,17 @@ class Pool(Generic[T]):
 
     def _begin_destroy(self, slot: Slot[T]) -> None:
         try:
-            pending = self.factory.destroy(slot.item)
+            pending: object = self.factory.destroy(slot.item)
         except BaseException as error:
             self._destroyed(slot)
             if not isinstance(error, Exception):
                 raise
             self._report("destroy", error)
             return
-        if pending is None:
-            self._destroyed(slot)
-        else:
+        if pending is not None and isawaitable(pending):
             self._spawn(partial(self._destroy, slot, pending), "destroy")
+        else:
+            self._destroyed(slot)
 
     async def _destroy(self, slot: Slot[T], pending: Awaitable[object]) -> None:
         try:

@@ -186,6 +186,7 @@ class Slots(Generic[T]):
         "_begun",
         "_deadlines",
         "_expiries",
+        "_held_back",
         "_owed",
         "_queue",
         "_seq",
@@ -252,6 +253,7 @@ class Slots(Generic[T]):
         self._expiries: list[Slot[T]] = []
         self._begun: dict[Slot[T], int] = {}  # creates; the newest waiter when each began
         self._seq = 0
+        self._held_back = False  # a create that is needed waits for `retry_at`
         self._unreset = 0  # leases that ended without a reset
         self._backoff = limits.create_backoff
         self._owed = 0  # items that wore out and are replaced without being asked for
@@ -444,6 +446,7 @@ class Slots(Generic[T]):
 
     def reserve(self, now: float) -> Slot[T] | None:
         """Reserve a slot for one more create, if one is needed and allowed."""
+        self._held_back = False
         if (
             self.closed
             or len(self._begun) >= self.limits.max_creating
@@ -452,6 +455,7 @@ class Slots(Generic[T]):
             return None
         if self.waiting > self.creating + self.resetting or len(self.all) < self.min_size:
             if now < self.retry_at:
+                self._held_back = True
                 return None
         elif self._owed == 0:
             return None
@@ -561,7 +565,9 @@ class Slots(Generic[T]):
         or is created later is due later than this.
         """
         when = self._deadlines[0].deadline if self._deadlines else inf
-        if self.retry_at > now and (self.waiting or len(self.all) < self.min_size):
+        # Held back: also if the pause has passed since the decision, or nobody would end it.
+        wanted = self.waiting or len(self.all) < self.min_size
+        if self._held_back or (self.retry_at > now and wanted):
             when = min(when, self.retry_at)
         limits = self.limits
         if limits.max_lifetime is not None and not self.closed:

@@ -133,16 +133,18 @@ class Factory(Protocol[T]):
         """Return a new item.
 
         Raises:
-            Exception: Anything; it reaches a waiting caller as the cause of a `FactoryError`.
+            Exception: Anything; it reaches the waiting callers as the cause of a `FactoryError`:
+                the one that waits longest, or all of them if the pool has nothing else left.
         """
         ...
 
     def reset(self, item: T, /) -> Awaitable[None] | None:
         """Make an item that was used as good as new.
 
-        Write it as a plain function if it has nothing to await: it then runs at release, and
-        the item is free at once. An `async def` runs in a task of the pool; it may be cancelled
-        after `reset_timeout`.
+        Only an awaitable that it returns means that there is more to do; any other value is
+        ignored. Write it as a plain function if it has nothing to await: it then runs at
+        release, and the item is free at once. An `async def` runs in a task of the pool; it may
+        be cancelled after `reset_timeout`.
 
         Raises:
             Exception: Anything; the item is retired as `reset_failed` and never lent again.
@@ -261,6 +263,8 @@ class SandboxFactory(Protocol):
     A `Factory[Sandbox]` with a life of its own. Pass one as `wrap(app, isolation=...)`.
     A sandbox may also have `request_state(state)`: given the server's `scope["state"]` (or
     `None`), it returns the dict the request shall see, or `None` to leave the scope as it is.
+    A factory may also have `async start_unasked()`: it is called instead of `start()` when the
+    server sends no lifespan events and the first request opens the app.
     """
 
     async def start(self) -> None:

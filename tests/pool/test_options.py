@@ -43,6 +43,13 @@ WRONG: list[tuple[str, Any, str]] = [
         for name in ("create_backoff", "max_create_backoff")
         for value in (0, -1, nan, True, None)
     ),
+    *(
+        ("name", value, "give a text that errors and logs can call the pool.")
+        for value in ("", None, 5)
+    ),
+    ("on_acquire", 5, "give a function of one item, or None."),
+    ("clock", None, "give a function that returns seconds, like time.monotonic."),
+    ("clock", 5.0, "give a function that returns seconds, like time.monotonic."),
     *(("jitter", value, "give a share from 0 to less than 1.") for value in (-0.1, 1, nan, True)),
 ]
 
@@ -87,6 +94,16 @@ async def test_values_at_the_edge(options: dict[str, Any]) -> None:
     """The smallest and the largest values that are allowed work."""
     async with Pool(Maker(), **{"min_size": 2, "max_size": 2, **options}) as pool:
         await all_acquirable(pool)
+
+
+def test_first_backoff_above_the_last() -> None:
+    """Pauses that would have to shrink are refused, both being named."""
+    with pytest.raises(OptionError) as caught:
+        Pool(Maker(), create_backoff=6)
+    assert str(caught.value) == (
+        "create_backoff=6 is more than max_create_backoff=5.0: "
+        "raise max_create_backoff, or lower create_backoff."
+    )
 
 
 def test_unknown_option() -> None:
@@ -136,6 +153,20 @@ async def test_timeout_of_a_lease(timeout: Any) -> None:
                 f"timeout={timeout!r}: give a number of seconds, 0 or more, or None for no limit."
             )
         await all_acquirable(pool)
+
+
+@pytest.mark.parametrize("timeout", [-1, nan, "1", True])
+async def test_timeout_of_drain_and_aclose(timeout: Any) -> None:
+    """A timeout that cannot work is refused before anything is drained or closed."""
+    async with Pool(Maker(), min_size=1, max_size=1) as pool:
+        for end in (pool.drain, pool.aclose):
+            with pytest.raises(OptionError) as caught:
+                await end(timeout)
+            assert str(caught.value) == (
+                f"timeout={timeout!r}: give a number of seconds, 0 or more, or None for no limit."
+            )
+        await all_acquirable(pool)
+        assert pool.statistics().created == 1
 
 
 async def test_resize_refuses_what_the_constructor_refuses() -> None:
@@ -188,3 +219,50 @@ async def test_function_factory(sync: bool) -> None:
                 pass
         assert bare.statistics().resets == 2
         await all_acquirable(bare)
+
+
+class Connection:
+    """What has methods that return values, and a `close()` that a reset must not call."""
+
+    closed = False
+
+    def rollback(self) -> Connection:
+        return self
+
+    def close(self) -> str:
+        assert not self.closed
+        self.closed = True
+        return "closed"
+
+
+@pytest.mark.parametrize("ends", ["released", "retired", "drained in its reset"])
+@pytest.mark.parametrize("slow", [False, True], ids=["inlined", "rules"])
+async def test_a_hook_that_returns_a_value(
+    ends: str, slow: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a plain reset or destroy returns, if it cannot be awaited, means that it is done."""
+
+    def reset(item: Connection) -> Connection:
+        if ends == "drained in its reset":
+            pool.slots.drain(0.0)
+        return item.rollback()
+
+    made: list[Connection] = []
+
+    def create() -> Connection:
+        made.append(Connection())
+        return made[-1]
+
+    factory = FunctionFactory(create, reset=reset, destroy=lambda item: item.close())
+    async with Pool(factory, max_size=1, record_holders=slow) as pool:
+        lease = pool.lease()
+        async with lease:
+            if ends == "retired":
+                lease.retire()
+        stats = pool.statistics()
+        assert made[0].closed is (ends != "released")
+        assert (stats.resets, stats.reset_failures) == (1 if ends == "released" else 0, 0)
+        assert (stats.idle, stats.size) == ((1, 1) if ends == "released" else (0, 0))
+        await all_acquirable(pool)
+    assert all(item.closed for item in made)
+    assert not caplog.records

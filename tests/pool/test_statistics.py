@@ -11,7 +11,7 @@ import pytest
 from sandboxpool import FactoryError, PoolFullError, PoolTimeoutError
 from sandboxpool._pool import Pool
 from sandboxpool._slots import Job, Limits, Slots
-from tests.pool.rig import Caller, Clock, Item, Maker, all_acquirable, check, settle, start
+from tests.pool.rig import Bell, Caller, Clock, Item, Maker, all_acquirable, check, settle, start
 
 
 async def test_every_counter(caplog: pytest.LogCaptureFixture) -> None:
@@ -155,3 +155,41 @@ def test_statistics_do_not_depend_on_the_size() -> None:
     assert slots.due(20.0) > 20.0
     slots.all = whole
     check(slots)
+
+
+def test_a_pause_that_ends_between_decision_and_timer() -> None:
+    """A create held back is due even if its time came before the timer could be set for it."""
+    limits = Limits(create_backoff=1.0, jitter=0.0)
+    slots: Slots[str] = Slots("pool", 0, 1, limits)
+    slots.enqueue(Bell(), 0.0, 60.0)
+    slots.create_failed(slots.jobs.popleft()[1], OSError(), 0.0)
+    slots.enqueue(Bell(), 0.9, 60.0)
+    assert not slots.jobs
+    assert slots.due(1.1) <= 1.1
+    slots.sweep(1.1)
+    assert slots.jobs.popleft()[0] is Job.CREATE
+    assert slots.due(1.1) == 60.0
+    check(slots)
+
+
+def test_a_sweep_takes_the_expired_out_of_the_middle() -> None:
+    """Only those whose time has come go, wherever they are, and only some in each pass."""
+    slots: Slots[int] = Slots("pool", 300, 300, Limits(max_lifetime=100.0, max_creating=300))
+    slots.resize(300, 300, 0.0)
+    for number in range(300):
+        slots.create_done(slots.jobs.popleft()[1], number, float(number // 30))
+    slots.resize(0, 300, 10.0)
+    now = sorted(slot.expires_at for slot in slots.all)[99]
+    due = {slot.item for slot in slots.all if slot.expires_at <= now}
+    gone: set[int] = set()
+    for _ in range(100):
+        slots.sweep(now)
+        check(slots)
+        passed = {slot.item for _, slot in slots.jobs}
+        assert len(passed) <= 16
+        gone |= passed
+        slots.jobs.clear()
+        if slots.due(now) > now:
+            break
+    assert gone == due
+    assert {slot.item for slot in slots.idle} == set(range(300)) - due
