@@ -61,6 +61,7 @@ GIVEN: dict[str, tuple[str, Any]] = {
     "destroy_timeout": ("1", 1.0),
     "defer_timeout": ("1", 1.0),
     "isolate_context": ("false", False),
+    "gc_freeze": ("true", True),
     "stats": ("/stats", "/stats"),
     "watchdog": ("shop:Watchdog", "shop:Watchdog"),
     "name": ("shop", "shop"),
@@ -186,7 +187,7 @@ def test_options_of_the_server(serve: Serve) -> None:
 
 WORKER = """
 from sandboxpool.cli._worker import app
-print(app.options.name, app.options.pool["max_size"], app.options.watchdog, app._factory)
+print(app.wrap_options.name, app.wrap_options.pool["max_size"], app.wrap_options.watchdog, app._factory)
 """
 
 

@@ -103,14 +103,14 @@ async def control(row: Row, situation: str) -> Verdict:
 
 async def measure() -> dict[str, dict[tuple[str, str], Verdict]]:
     """Return what was found for every row, by isolation and situation."""
-    return {
-        row.id: {
-            (isolation, situation): await verdict(row, isolation, situation)
-            for isolation in ("clone", "factory")
-            for situation in SITUATIONS
-        }
-        for row in ROWS
-    }
+    found: dict[str, dict[tuple[str, str], Verdict]] = {}
+    for row in ROWS:
+        found[row.id] = {}
+        for isolation in ("clone", "factory"):
+            for situation in SITUATIONS:
+                verdicts = await verdict(row, isolation, situation)
+                found[row.id][isolation, situation] = verdicts
+    return found
 
 
 def limited(entered: list[str], leave: anyio.Event) -> Any:
