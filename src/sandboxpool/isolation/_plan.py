@@ -33,6 +33,9 @@ class Plan:
         lasts: The last key of each of `whole` and `keyed`.
         getter: Picks the numbers among the references.
         numbers: These numbers.
+        patched: Containers with something private in them.
+        cyclic: Objects of the framework, which refer to each other in circles.
+        references: How many references there are to a private app that nobody uses.
         places: Where the state of an object is among the references.
     """
 
@@ -46,9 +49,13 @@ class Plan:
     lasts: list[Any] = attrs.field(factory=list)
     getter: Any = None
     numbers: tuple[Any, ...] = ()
+    cyclic: list[int] = attrs.field(factory=list)
+    references: int = 0
     places: dict[int, int] = attrs.field(factory=dict)
     empty: list[int] = attrs.field(factory=list)
-    _known: tuple[Any, ...] | None = None
+    patched: frozenset[int] = frozenset()
+    _known: dict[int, Any] = attrs.field(factory=dict)
+    _knowns: tuple[Any, ...] | None = None
     _olds: tuple[tuple[Any, ...], ...] | None = None
 
     @property
@@ -90,7 +97,7 @@ class Plan:
             return False
         dicts = [vars(new[index]) for index in self.whole] + [new[index] for index in self.keyed]
         lasts = [next(reversed(values)) for values in dicts]
-        if self._known is None:
+        if self.getter is None:
             self.lasts = lasts
         return lasts == self.lasts
 
@@ -100,14 +107,40 @@ class Plan:
 
     def known_of(self, new: list[Any]) -> tuple[Any, ...]:
         """Return copies of the framework's containers, the same ones for all clones if possible."""
-        now = tuple([new[index] for index in self.full])
-        if self._known is None:
-            self._known = tuple([container.copy() for container in now])
+        known = tuple([self._known_of(index, new[index]) for index in self.full])
+        if self._knowns is None and self.patched.isdisjoint(self.full):
+            self._knowns = known
+        same = self._knowns is not None and all(map(is_, known, self._knowns))
+        return self._knowns if same and self._knowns is not None else known
+
+    def _known_of(self, index: int, container: Any) -> Any:
+        if index in self.patched:
+            return container.copy()
+        known = self._known.get(index)
         try:
-            shared = now == self._known
+            if known is not None and known == container:
+                return known
         except Exception:  # a foreign `__eq__`
-            shared = False
-        return self._known if shared else tuple([container.copy() for container in now])
+            return container.copy()
+        known = self._known[index] = container.copy()
+        return known
+
+    def olds_of(self, lists: Iterable[list[Any]]) -> tuple[tuple[Any, ...], ...]:
+        """Return the content of lists, the same objects for all clones if possible."""
+        olds = []
+        for index, items in zip(self.lists, lists, strict=True):
+            old = tuple(items)
+            if index not in self.patched:
+                known = self._known.setdefault(index, old)
+                if len(known) == len(old) and all(map(is_, known, old)):
+                    old = known
+            olds.append(old)
+        if not self.patched.isdisjoint(self.lists):
+            return tuple(olds)
+        same = self._olds is not None and all(map(is_, olds, self._olds))
+        if self._olds is None or not same:
+            self._olds = tuple(olds)
+        return self._olds
 
     def targets_of(self, new: list[Any]) -> tuple[Any, ...]:
         """Return what `gc.get_referents()` is asked about."""
@@ -124,17 +157,6 @@ class Plan:
         for index in self.others:
             yield new[index]
             yield _BOUNDARY
-
-    def olds_of(self, lists: Iterable[list[Any]]) -> tuple[tuple[Any, ...], ...]:
-        """Return the content of lists, the same objects for all clones if possible."""
-        olds = tuple(map(tuple, lists))
-        if self._olds is None:
-            self._olds = olds
-        same = all(
-            len(old) == len(known) and all(map(is_, old, known))
-            for old, known in zip(olds, self._olds, strict=True)
-        )
-        return self._olds if same else olds
 
 
 def has_slots(cls: type) -> bool:

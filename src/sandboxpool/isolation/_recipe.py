@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from ._handlers import HandlerDict
-from ._plan import Plan
+from ._plan import FRAMEWORKS, Plan
 
 Make = Callable[[list[Any]], Any]
 
@@ -179,9 +179,11 @@ class Recipe:
             special: Indexes of objects of which some attributes survive a reset.
         """
         again = {index for index, _ in self.fresh}
-        plan = self.plan = Plan()
+        plan = self.plan = Plan(patched=frozenset(target for target, _, _ in self.item_patches))
         for index in self.nodes:
             cls, pristine = self.objects[index]
+            if pristine is not None and cls.__module__.startswith(FRAMEWORKS):
+                plan.cyclic.append(index)
             if index in again or index in special or not plan.is_calm(cls, pristine):
                 plan.wild_nodes.append(index)
             elif len(pristine or ()) > _SMALL:

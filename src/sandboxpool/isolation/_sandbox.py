@@ -76,16 +76,16 @@ class AppSandbox:
     """
 
     __slots__ = (
-        "__weakref__", "_apps", "_armed", "_calm", "_lists", "_memo", "_new", "_olds", "_owner",
-        "_recipe", "_restores", "_rules", "_states", "_wild", "app", "lifespan_state", "template",
-        "version",
+        "__weakref__", "_apps", "_armed", "_busy", "_calm", "_lists", "_memo", "_new", "_olds",
+        "_owner", "_recipe", "_restores", "_rules", "_states", "_wild", "app", "lifespan_state",
+        "template", "version",
     )  # fmt: skip
 
     def __init__(self, owner: object, rules: Rules, template: Template) -> None:
         self._owner = owner
         self._rules = rules
         self._restores = rules.reset == "restore"
-        self._armed = False
+        self._armed = self._busy = False
         self._calm: Calm | None = None
         self._wild: Wild | None = None
         self._lists: tuple[list[Any], ...] = ()
@@ -110,6 +110,7 @@ class AppSandbox:
             # Somebody without a lease wrote between two leases, a thread that was left over.
             self._renew()
         self.template.refresh(self)
+        self._busy = True
         return self.app(scope, receive, send)
 
     @property
@@ -122,7 +123,8 @@ class AppSandbox:
 
     def twin(self, original: Any) -> Any:
         """Return the private twin of an app; *original* itself if it has none here."""
-        return self.apps.get(id(original), original)
+        apps = self._apps
+        return (self.apps if apps is None else apps).get(id(original), original)
 
     # -- life ------------------------------------------------------------------------------
 
@@ -135,6 +137,8 @@ class AppSandbox:
         self._wild = None
         if recipe.root is not None:
             self.app = new[recipe.root]
+            if not recipe.plan.references:
+                recipe.plan.references = getrefcount(self.app)
         old = self._states
         self._states = []
         self._calm = None
@@ -192,6 +196,7 @@ class AppSandbox:
 
     def reset(self) -> Awaitable[None] | None:
         """Make the app as it was after start-up, or do what `reset=` says instead."""
+        self._busy = False
         if self._restores:
             self.restore()
             return None
@@ -257,12 +262,17 @@ class AppSandbox:
     async def aclose(self) -> None:
         """Drop everything private."""
         self._memo.ended = True
+        recipe, new = self._recipe, self._new
         self._states = []
         self._new = []
         self._calm = self._wild = None
         self._lists = self._olds = ()
         self._armed = False
         self._apps = {}
+        # A call that was cut off may still run; its app falls to the garbage collector.
+        if not self._busy or getrefcount(self.app) == recipe.plan.references:
+            for index in recipe.plan.cyclic if new else ():
+                object.__getattribute__(new[index], "__dict__").clear()
 
     # -- scope["state"] --------------------------------------------------------------------
 
