@@ -108,6 +108,48 @@ async def test_changes_of_the_template_show(generated: list[str]) -> None:
     assert generated == ["shop", "bazaar", "bazaar"]
 
 
+async def test_a_schema_that_was_made_at_start_up(generated: list[str]) -> None:
+    """A template's own schema, and what was done to it, reaches each request as a copy."""
+    app = make()
+    app.openapi()["info"]["x-logo"] = "cow"
+
+    @app.get("/logo", include_in_schema=False)
+    def logo() -> list[str]:
+        schema: Any = app.openapi_schema
+        before: str = schema["info"]["x-logo"]
+        schema["info"]["x-logo"] = "alice"
+        return [before, app.openapi()["info"]["x-logo"]]
+
+    # The route is new, so the schema must be made and changed once more to be up to date.
+    app.openapi()["info"]["x-logo"] = "cow"
+    made = list(generated)
+    async with Driver(CloneFactory(app), 2) as driver:
+        twin: Any = driver.sandboxes[0].app
+        assert twin.openapi_schema is None  # nobody has asked yet, so nothing is copied
+        for number in (0, 1, 0):
+            assert (await driver.get(number, "/logo")).data == ["cow", "alice"]
+            info = (await driver.get(number, "/openapi.json")).data["info"]
+            assert info["x-logo"] == "cow"
+    assert generated == made
+    assert app.openapi()["info"]["x-logo"] == "cow"
+
+
+async def test_a_schema_that_is_asked_for_again() -> None:
+    """A request that empties the schema of its sandbox and adds a route gets a new one."""
+    app = make()
+    app.openapi()
+
+    @app.get("/again", include_in_schema=False)
+    def again() -> Any:
+        app.add_api_route("/alice", lambda: "alice")
+        app.openapi_schema = None
+        return [app.openapi_schema, "/alice" in app.openapi()["paths"]]
+
+    async with Driver(CloneFactory(app), 1) as driver:
+        for _ in range(2):
+            assert (await driver.get(0, "/again")).data == [None, True]
+
+
 class Special(FastAPI):
     """An app with a schema of its own."""
 

@@ -54,6 +54,10 @@ class Adapter:
         """Return the attributes of *value* that stay shared whatever they hold."""
         return frozenset()
 
+    def blank(self, value: Any) -> dict[str, Any]:
+        """Return attributes that a private twin starts with instead of those of *value*."""
+        return {}
+
     def watched(self, app: Any) -> list[tuple[dict[str, Any], str]]:
         """Return dicts and keys that hold what may be added to on the template later."""
         return []

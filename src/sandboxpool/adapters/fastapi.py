@@ -30,7 +30,18 @@ class FastAPIAdapter(StarletteAdapter):
 
     def answers(self, app: Any) -> dict[str, Callable[[Any, Any], Any]]:
         """Answer for the schema, which takes tens of milliseconds to generate."""
-        return {"openapi": Schema()} if isinstance(app, FastAPI) else {}
+        if not isinstance(app, FastAPI):
+            return {}
+        return {"openapi": Schema(), "openapi_schema": _schema_of}
+
+    def blank(self, value: Any) -> dict[str, Any]:
+        """Leave out a schema that was generated at start-up.
+
+        It is far larger than the rest of the app, so a twin gets its copy only when asked for.
+        """
+        if not isinstance(value, FastAPI):
+            return {}
+        return {} if _look(_attributes(value)) is None else {"openapi_schema": None}
 
     def forget(self, app: Any) -> None:
         """Clear what FastAPI keeps for ever about the functions of an app.
@@ -77,6 +88,7 @@ class Schema:
 
     def __init__(self) -> None:
         self._look: list[Any] | None = None
+        self._own: Any = None
         self._schema: dict[str, Any] = {}
 
     def __call__(self, template: Any, twin: Any) -> Callable[[], Any]:
@@ -87,10 +99,10 @@ class Schema:
         return partial(self._openapi, template, twin)
 
     def _openapi(self, template: Any, twin: Any) -> Any:
-        values = object.__getattribute__(template, "__dict__")
+        values = _attributes(template)
         look = _look(values)
         if twin.openapi_schema is None and look is not None and look == _look(vars(twin)):
-            if self._look != look:
+            if self._look != look or self._own is not values["openapi_schema"]:
                 self._generate(values, type(twin))
             twin.openapi_schema = copy_plain(self._schema, {})
             twin._openapi_routes_version = getattr(twin.router, _COUNT)()
@@ -102,11 +114,29 @@ class Schema:
         token = current.set(None)
         try:
             copied = object.__new__(cls)
-            copied.__dict__.update(values, openapi_schema=None)
-            schema = FastAPI.openapi(copied)
-            self._look, self._schema = copy_plain(_look(values), {}), schema
+            copied.__dict__.update(values)
+            # What the template has of its own is as good, if it is not out of date.
+            self._schema, self._own = FastAPI.openapi(copied), values["openapi_schema"]
+            self._look = copy_plain(_look(values), {})
         finally:
             current.reset(token)
+
+
+def _schema_of(template: Any, twin: Any) -> Any:
+    """Return the `openapi_schema` of *twin*, at first a copy of the template's."""
+    values = _attributes(template)
+    own = values["openapi_schema"]
+    if twin.openapi_schema is None and own is not None:
+        look = _look(values)
+        if look is not None and look == _look(vars(twin)):
+            twin.openapi_schema = copy_plain(own, {})
+    return twin.openapi_schema
+
+
+def _attributes(app: Any) -> dict[str, Any]:
+    """Return the attributes of the template itself, whatever it stands for."""
+    values: dict[str, Any] = object.__getattribute__(app, "__dict__")
+    return values
 
 
 def _look(values: dict[str, Any]) -> list[Any] | None:
@@ -116,7 +146,8 @@ def _look(values: dict[str, Any]) -> list[Any] | None:
         return None
     look = [values.get(name) for name in _DESCRIBED]
     for router in routers:
-        look += [getattr(router, _COUNT)(), len(router.routes)]  # type: ignore[union-attr]
+        look.append(getattr(router, _COUNT)())
+        look.append([getattr(route, "endpoint", None) for route in router.routes])  # type: ignore[union-attr]
     return look
 
 

@@ -148,6 +148,7 @@ class Walk:
         pristine = {}
         if values is not None:
             pristine.update(values)
+            pristine.update(adapter.blank(value))
         index = self._add(value)
         recipe.objects[index] = cls, None if values is None else pristine
         recipe.nodes.append(index)
