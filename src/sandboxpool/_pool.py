@@ -426,8 +426,12 @@ class Pool(Generic[T]):
             The item's slot, or `None` if that function was called in time.
         """
         slots = self.slots
-        loop = self._opened()
-        if id(self) in _in_hook_of.get():
+        loop = self._loop
+        # `_opened()`, written out; a pool that is not open is at home nowhere.
+        if loop is None or slots.closed or self.home._thread_id != get_ident():
+            raise self._wrong_place()
+        hooks = _in_hook_of.get()
+        if hooks and id(self) in hooks:
             raise NestedAcquireError(
                 f"a hook of the factory of pool {self.name!r} acquires from that same pool, "
                 "which waits for the hook: give the hook a resource of its own."
@@ -437,7 +441,7 @@ class Pool(Generic[T]):
         else:
             check_seconds("timeout", timeout)
         now = self.clock()
-        if slots.refuses():
+        if slots.limits.max_waiting is not None and slots.refuses():
             holders = self.holders()
             raise PoolFullError(
                 f"pool {self.name!r} is exhausted: {slots.waiting} callers wait already "

@@ -85,6 +85,9 @@ class Outcome(Enum):
     GAVE_UP = "gave up"
 
 
+_GRANTED = Outcome.GRANTED
+
+
 class Wake(Protocol):
     """The part of a wake-up that is needed to decide."""
 
@@ -160,12 +163,6 @@ class Waiter(Generic[T]):
         self.slot: Slot[T] | None = None
         self.error: BaseException | None = None
         self.phase = ""  # the hook that raised it
-
-    def __lt__(self, other: Waiter[Any]) -> bool:
-        # For the heap of deadlines; the same deadline expires in order of arrival.
-        if self.deadline != other.deadline:
-            return self.deadline < other.deadline
-        return self.seq < other.seq
 
 
 class Slots(Generic[T]):
@@ -249,7 +246,8 @@ class Slots(Generic[T]):
         self.retired: dict[str, int] = {}
         self.waiting = 0
         self._queue: deque[Waiter[T]] = deque()
-        self._deadlines: list[Waiter[T]] = []
+        # A heap of tuples: they are compared in C. The same deadline expires in order of arrival.
+        self._deadlines: list[tuple[float, int, Waiter[T]]] = []
         self._expiries: list[Slot[T]] = []
         self._begun: dict[Slot[T], int] = {}  # creates; the newest waiter when each began
         self._seq = 0
@@ -342,7 +340,7 @@ class Slots(Generic[T]):
         self._queue.append(waiter)
         self.waiting += 1
         if deadline < inf:
-            heappush(self._deadlines, waiter)
+            heappush(self._deadlines, (deadline, self._seq, waiter))
             # A granted waiter stays in the heap, as dead entries do.
             if self._many_dead(len(self._deadlines)):
                 self._compact()
@@ -405,14 +403,21 @@ class Slots(Generic[T]):
         The same as `end_lease()` and `reset_done()`, of an item that is neither worn nor to be
         retired, while the pool is `plain` and somebody waits: what a busy pool does all the time.
         """
+        # `_next_waiter()` and `_settle()` are written out.
+        queue = self._queue
+        waiter = queue.popleft()
+        while waiter.outcome is not None:
+            waiter = queue.popleft()
         self.hold_time += now - slot.since
         slot.uses += 1
-        waiter = self._next_waiter()
         slot.since = now
         self.leases = slot.status = self.leases + 1
         self.waits += 1
+        self.waiting -= 1
+        self.wait_time += now - waiter.since
         waiter.slot = slot
-        self._settle(waiter, Outcome.GRANTED, now)
+        waiter.outcome = _GRANTED
+        waiter.wakeup.wake()
 
     def reset_done(self, slot: Slot[T], now: float) -> None:
         """Lend a reset item to the oldest waiter, or make it idle."""
@@ -533,8 +538,8 @@ class Slots(Generic[T]):
         again soon.
         """
         deadlines = self._deadlines
-        while deadlines and deadlines[0].deadline <= now:
-            waiter = heappop(deadlines)
+        while deadlines and deadlines[0][0] <= now:
+            waiter = heappop(deadlines)[2]
             if waiter.outcome is None:
                 self.timeouts += 1
                 self._settle(waiter, Outcome.TIMED_OUT, now)
@@ -564,7 +569,7 @@ class Slots(Generic[T]):
         Valid until a waiter with an earlier deadline comes or a create fails: what becomes idle
         or is created later is due later than this.
         """
-        when = self._deadlines[0].deadline if self._deadlines else inf
+        when = self._deadlines[0][0] if self._deadlines else inf
         # Held back: also if the pause has passed since the decision, or nobody would end it.
         wanted = self.waiting or len(self.all) < self.min_size
         if self._held_back or (self.retry_at > now and wanted):
@@ -762,7 +767,7 @@ class Slots(Generic[T]):
         if self._many_dead(len(self._queue)):
             self._queue = deque(w for w in self._queue if w.outcome is None)
         if self._many_dead(len(self._deadlines)):
-            self._deadlines = [w for w in self._deadlines if w.outcome is None]
+            self._deadlines = [d for d in self._deadlines if d[2].outcome is None]
             heapify(self._deadlines)
 
     def _many_dead(self, entries: int) -> bool:

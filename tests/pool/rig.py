@@ -154,7 +154,7 @@ def check(slots: Slots[Any]) -> None:
     assert parts == stats.size
     assert stats.waiting >= 0
     live = [w for w in slots._queue if w.outcome is None]
-    dead = len(slots._deadlines) - sum(w.outcome is None for w in slots._deadlines)
+    dead = len(slots._deadlines) - sum(d[2].outcome is None for d in slots._deadlines)
     assert dead <= 65 + max(len(live), len(slots._deadlines) // 2), dead
     since = [slot.since for slot in slots.idle]
     assert since == sorted(since), "the left end is not the one that was idle for longest"
