@@ -7,10 +7,10 @@ import importlib.metadata
 import platform
 from collections.abc import Callable
 
-from . import pool
+from . import http, pool
 
-# Each measures one part of the library in this process and prints its tables.
-PARTS: dict[str, Callable[[bool], None]] = {"pool": pool.run}
+# Each measures one part of the library and prints its tables.
+PARTS: dict[str, Callable[[bool], object]] = {"pool": pool.run, "http": http.run}
 
 _MEASURED = (
     "anyio",

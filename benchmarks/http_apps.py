@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 
 import sandboxpool
+from sandboxpool._app_options import WrapOptions
 
 plain = FastAPI()
 
@@ -35,4 +36,8 @@ class PassThrough:
 
 passed_through = PassThrough(plain)
 wrapped = sandboxpool.wrap(plain, stats="/stats")
-wrapped_2000 = sandboxpool.wrap(plain, stats="/stats", max_size=2000)
+_options: dict[str, Any] = {"max_size": 2000}
+if "gc_freeze" in WrapOptions.__annotations__:
+    # All sandboxes before the first request, where the collector does not look at them.
+    _options.update(min_size=2000, gc_freeze=True)
+wrapped_2000 = sandboxpool.wrap(plain, stats="/stats", **_options)
