@@ -13,10 +13,12 @@ from __future__ import annotations
 import ast
 import inspect
 import io
+import logging
 import re
 import sys
 import textwrap
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -76,6 +78,23 @@ def blocks(path: Path) -> list[Block]:
     return found
 
 
+def our_loggers() -> list[logging.Logger]:
+    """Return the root logger and those of this library."""
+    known = [logging.getLogger(name) for name in sorted(logging.root.manager.loggerDict)]
+    return [logging.root, *(each for each in known if each.name.split(".")[0] == "sandboxpool")]
+
+
+@contextmanager
+def levels_restored() -> Iterator[None]:
+    """Undo what a page does to the levels of loggers, which the tests after it share."""
+    before = {logger: logger.level for logger in our_loggers()}
+    try:
+        yield
+    finally:
+        for logger in our_loggers():
+            logger.setLevel(before.get(logger, logging.NOTSET))
+
+
 def run(block: Block, path: Path) -> str:
     """Run a block as a program, and return what it printed."""
     module = ModuleType("__main__")
@@ -84,7 +103,7 @@ def run(block: Block, path: Path) -> str:
     printed = io.StringIO()
     before, sys.modules["__main__"] = sys.modules["__main__"], module
     try:
-        with redirect_stdout(printed):
+        with redirect_stdout(printed), levels_restored():
             exec(code, vars(module))
     finally:
         sys.modules["__main__"] = before
@@ -150,6 +169,23 @@ def test_wrong_output_is_noticed(tmp_path: Path) -> None:
     page.write_text("```python\nprint(1 + 1)\n```\n\n```output\n3\n```\n", encoding="utf-8")
     (block,) = blocks(page)
     assert not re.fullmatch(pattern(block.output), run(block, page).strip())
+
+
+def test_levels_of_loggers_are_put_back(tmp_path: Path) -> None:
+    """A page that silences a logger does so for itself, also if it raises."""
+    names = (None, "sandboxpool", "sandboxpool.pool", "sandboxpool.first_seen_in_a_page")
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```python\nimport logging\n\n"
+        f"for name in {names!r}:\n    logging.getLogger(name).setLevel(logging.CRITICAL)\n"
+        "1 / 0\n```\n",
+        encoding="utf-8",
+    )
+    before = [logging.getLogger(name).level for name in names[:3]]
+    (block,) = blocks(page)
+    with pytest.raises(ZeroDivisionError):
+        run(block, page)
+    assert [logging.getLogger(name).level for name in names] == [*before, logging.NOTSET]
 
 
 def test_links_lead_somewhere() -> None:
