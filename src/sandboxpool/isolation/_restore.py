@@ -56,8 +56,7 @@ class Calm:
         """Tell whether anything differs."""
         if any(self._empty):
             return True
-        targets = self._targets
-        now = get_referents(*targets)
+        now = get_referents(*self._targets)
         try:
             if now != self._then:
                 return True
@@ -66,9 +65,11 @@ class Calm:
             return True
         if any(map(is_not, self._getter(now), self._numbers)):
             return True
-        for place, last in enumerate(self._lasts):
-            if next(reversed(targets[place])) is not last:
+        place = 0
+        for last in self._lasts:
+            if next(reversed(self._targets[place])) is not last:
                 return True
+            place += 1  # noqa: SIM113 - every request comes by here, and `enumerate()` costs more
         return False
 
     def put_back(self, expected: Expected) -> None:

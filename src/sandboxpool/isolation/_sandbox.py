@@ -217,9 +217,11 @@ class AppSandbox:
             saved = {name: values[name] for name in kept if name in values}
             wild.restore()
             values.update(saved)
-        for items, old in zip(self._lists, self._olds, strict=True):
+        at = 0
+        for items in self._lists:
             # Cheaper than to look whether it has changed.
-            items[:] = old
+            items[:] = self._olds[at]
+            at += 1  # noqa: SIM113 - so is this, than `enumerate()` or `zip()`
         if calm is not None and calm.changed():
             calm.put_back(self._expected)
         if self._memo.touched:
