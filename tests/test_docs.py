@@ -80,8 +80,8 @@ def blocks(path: Path) -> list[Block]:
 
 def our_loggers() -> list[logging.Logger]:
     """Return the root logger and those of this library."""
-    known = [logging.getLogger(name) for name in sorted(logging.root.manager.loggerDict)]
-    return [logging.root, *(each for each in known if each.name.split(".")[0] == "sandboxpool")]
+    names = [n for n in logging.root.manager.loggerDict if n.split(".")[0] == "sandboxpool"]
+    return [logging.root, *map(logging.getLogger, names)]
 
 
 @contextmanager
