@@ -7,10 +7,15 @@ import importlib.metadata
 import platform
 from collections.abc import Callable
 
-from . import http, pool
+from . import clone, http, pool, request
 
 # Each measures one part of the library and prints its tables.
-PARTS: dict[str, Callable[[bool], object]] = {"pool": pool.run, "http": http.run}
+PARTS: dict[str, Callable[[bool], object]] = {
+    "pool": pool.run,
+    "clone": lambda quick: clone.main(),
+    "request": request.run,
+    "http": http.run,
+}
 
 _MEASURED = (
     "anyio",

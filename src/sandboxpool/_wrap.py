@@ -111,7 +111,8 @@ def wrap(
             leaves it as it is, a function (sync or async) is called with the sandbox instead.
         keep: Names that survive a reset, like `"state.cache"`.
         share: Names of plain data that all sandboxes share, like `"state.catalogue"`.
-        middleware: For a class of middleware (or its name) `"copy"` (default), `"share"` or
+        middleware: For a class of middleware (or its name) `"copy"` (default), `"share"` (all
+            sandboxes have its attributes in common, but each has inner layers of its own) or
             `"fresh"` (constructed again for each sandbox).
 
     How many, and how long:

@@ -669,7 +669,7 @@ def test_apps_with_a_pool_of_their_own_are_left_alone() -> None:
         """A user's own kind of wrapped app."""
 
     wrapped = wrap(FastAPI())
-    special = Special(wrapped.app, wrapped._factory, wrapped.options)
+    special = Special(wrapped.app, wrapped._factory, wrapped.wrap_options)
     for ours in (wrapped, wrapped.stats_app, special):
         assert not is_asgi_instance(ours)
     assert [is_wrapped(app) for app in (wrapped, special, wrapped.stats_app)] == [True, True, False]
