@@ -187,7 +187,8 @@ def test_options_of_the_server(serve: Serve) -> None:
 
 WORKER = """
 from sandboxpool.cli._worker import app
-print(app.wrap_options.name, app.wrap_options.pool["max_size"], app.wrap_options.watchdog, app._factory)
+given = app.wrap_options
+print(given.name, given.pool["max_size"], given.watchdog, app._factory)
 """
 
 
