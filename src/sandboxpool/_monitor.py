@@ -22,6 +22,7 @@ from ._stacks import stack_of_thread
 logger = logging.getLogger("sandboxpool.monitor")
 
 _BEATS = 4  # per threshold
+_LONGEST_PAUSE = 60.0  # a thread cannot wait for ever in one go
 
 
 @attrs.frozen
@@ -59,7 +60,7 @@ class LoopMonitor:
         self.last: Stall | None = None
         self._loop = loop
         self._stall_after = stall_after
-        self._pause = stall_after / _BEATS
+        self._pause = min(stall_after / _BEATS, _LONGEST_PAUSE)
         self._running = running
         self._loop_thread = threading.get_ident()
         self._stopped = threading.Event()

@@ -176,6 +176,7 @@ class Pool(Generic[T]):
         self._reset_timeout = reset_timeout
         self._destroy_timeout = destroy_timeout
         self._record_holders = record_holders
+        self.hints = True  # whether whoever reads an error can change the pool's options
         self._checkpoint = checkpoint
         self._number = next(_pool_numbers)
         self.clock = clock
@@ -792,7 +793,7 @@ class Pool(Generic[T]):
             error = slots.last_create_error
             told += f" The last create failed: {type(error).__name__}: {error}."
             return told + " Mend what `create` needs."
-        if holders and not self._record_holders:
+        if holders and not self._record_holders and self.hints:
             told += " record_holders=True shows where they were acquired."
         return told + " Hold leases for less time, or raise max_size."
 

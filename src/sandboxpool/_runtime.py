@@ -73,7 +73,7 @@ class Runtime:
         self.in_flight: dict[int, RequestLease] = {}
         self.running = Running()
         self.interruption = self.loop.interruption
-        self.pool: Pool[Sandbox] = Pool(factory, **options.pool)
+        self.pool = self._new_pool()
         self.slots = self.pool.slots
         self.watchdog: Watchdog = NoWatchdog()
         # Whether it wants to know of each request, or only of those that ask for a deadline.
@@ -101,6 +101,11 @@ class Runtime:
     def is_here(self) -> bool:
         """Tell whether this is the loop that runs here."""
         return self.home._thread_id == get_ident()
+
+    def _new_pool(self) -> Pool[Sandbox]:
+        pool: Pool[Sandbox] = Pool(self.factory, **self.options.pool)
+        pool.hints = False  # its options are those of `wrap()`, which has not all of them
+        return pool
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -157,7 +162,7 @@ class Runtime:
                 raise
             if not self.closing:
                 # A pool is opened once; whoever tries again (the next request) gets a new one.
-                self.pool = Pool(self.factory, **self.options.pool)
+                self.pool = self._new_pool()
                 self.slots = self.pool.slots
         else:
             self._begin_watching()

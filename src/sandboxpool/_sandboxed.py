@@ -13,6 +13,7 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 
 from ._answers import INTERNAL_ERROR, answer
 from ._app_options import AppOptions
@@ -245,7 +246,8 @@ class SandboxedApp:
             receive = ahead.receive
 
         # From here on the lease must end, whatever happens.
-        lease = RequestLease(runtime.factory, slot.item, scope, current.get(), runtime, slot.since)
+        sandbox = slot.item
+        lease = RequestLease(runtime.factory, sandbox, scope, current.get(), runtime, slot.since)
         in_flight = runtime.in_flight
         result: Any = None
         whole = interrupted = dropped = False
@@ -261,7 +263,6 @@ class SandboxedApp:
                 lease.watched = True
                 runtime.watchdog.started(lease)
             scope["sandboxpool.lease"] = lease
-            sandbox = slot.item
             request_state = getattr(sandbox, "request_state", None)
             if request_state is not None:
                 state = request_state(scope.get("state"))
@@ -293,6 +294,11 @@ class SandboxedApp:
             whole = isinstance(error, Exception)
             dropped = isinstance(error, GeneratorExit)
             if not (lease.cut_off and lease.interruption.ended(error)):
+                if lease.cut_off and anyio.current_effective_deadline() == -inf:
+                    # A cancel scope around us was cancelled as well, right after. The exception
+                    # is the one that the watchdog has caused, which that scope would not know
+                    # as its own; this raises the scope's.
+                    await anyio.lowlevel.checkpoint()
                 raise
             interrupted = True
         finally:
@@ -308,6 +314,9 @@ class SandboxedApp:
                     await self._run_deferred(runtime, lease, app_context, alive=not dropped)
             finally:
                 lease.seal()
+                leave = getattr(sandbox, "leave", None)
+                if leave is not None:
+                    leave(scope)
                 if token is not None:
                     _reset(token)
                 in_flight.pop(lease.id, None)

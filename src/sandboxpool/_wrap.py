@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Literal, overload
 
@@ -196,7 +197,7 @@ def wrap(
         reset=reset,
         keep=_names("keep", keep),
         share=_names("share", share),
-        middleware=dict(middleware or {}),
+        middleware=_policies(middleware),
         name=name,
     )
     least, most = _SIZES[kind]
@@ -205,6 +206,11 @@ def wrap(
     if min_size is None:
         min_size = min(least, max_size)
     if reset == "fresh":
+        if max_uses not in (None, 1):
+            raise OptionError(
+                f"max_uses={max_uses!r} cannot go with reset='fresh', which uses no sandbox twice: "
+                "leave out one of the two."
+            )
         max_uses = 1
     pool: dict[str, Any] = {
         "name": name,
@@ -284,6 +290,12 @@ def _isolate(
 
     if factory:
         app = app()
+        if inspect.iscoroutine(app):
+            app.close()
+            raise AppTypeError(
+                f"{name} is an async factory, and isolation='clone' needs its app at once: leave "
+                "out isolation=, so that each sandbox is made by the factory."
+            )
         check_app(app, f"what {name} returned")
         _not_wrapped(app, f"what {name} returned")
     return CloneFactory(
@@ -299,7 +311,18 @@ def _not_wrapped(app: object, name: str) -> None:
         )
 
 
+def _policies(middleware: object) -> dict[Any, str]:
+    if middleware is not None and not isinstance(middleware, Mapping):
+        raise OptionError(
+            f"middleware={middleware!r}: give a policy for each class of middleware, "
+            "as in middleware={'Limiter': 'share'}."
+        )
+    return dict(middleware or {})
+
+
 def _names(option: str, names: Iterable[str]) -> tuple[str, ...]:
+    if not isinstance(names, Iterable):
+        raise OptionError(f"{option}={names!r}: give names, as in {option}=('state.cache',).")
     if isinstance(names, str):
         raise OptionError(f"{option}={names!r}: give several names, as in {option}=({names!r},).")
     return tuple(names)

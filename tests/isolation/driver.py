@@ -134,6 +134,8 @@ class Driver:
             finally:
                 current.reset(token)
                 lease.seal()
+                if hasattr(sandbox, "leave"):
+                    sandbox.leave(scope)
                 waiting = self.factory.reset(sandbox)
                 if waiting is not None:
                     await waiting

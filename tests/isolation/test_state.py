@@ -236,7 +236,7 @@ async def test_a_thread_without_context_cannot_reach_the_next_lease() -> None:
 
 
 async def test_what_is_written_between_two_leases_is_dropped() -> None:
-    """A thread that writes to an idle sandbox does not reach the next request."""
+    """Whoever holds the app of a request that is over cannot reach the next one through it."""
     apps: list[Any] = []
 
     async def endpoint(request: Request) -> JSONResponse:
@@ -245,8 +245,14 @@ async def test_what_is_written_between_two_leases_is_dropped() -> None:
 
     async with Driver(CloneFactory(make_app(endpoint)), 1) as driver:
         await driver.get(0, "/")
-        apps[0].state.user = "alice"
+        with pytest.raises(LeaseEndedError):
+            apps[0].state.user = "alice"
+        apps[0].user = "alice"
+        apps[0].router.user = "alice"
         assert (await driver.get(0, "/")).data is None
+        assert not hasattr(apps[1], "user")
+        assert not hasattr(apps[1].router, "user")
+        assert apps[1] is not apps[0]
 
 
 async def test_what_the_lifespan_changes_later_reaches_the_next_request() -> None:

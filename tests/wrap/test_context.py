@@ -571,3 +571,24 @@ async def test_dependency_is_of_the_lease() -> None:
         assert [connection.json for connection in connections] == ["ann", "bob"]
     assert len({lease_id for lease_id, _ in found.values()}) == 2
     assert len({sandbox for _, sandbox in found.values()}) == 2
+
+
+async def test_a_stray_task_writes_to_the_app() -> None:
+    """Whoever holds the app of a request that is over writes to nobody else's app."""
+    held: list[Any] = []
+
+    async def begin(request: Request) -> Response:
+        held.append(request.app)
+        return Response()
+
+    async def look(request: Request) -> JSONResponse:
+        held[0].user = held[0].router.user = "alice"  # as a task of the first request would
+        app = request.app
+        return JSONResponse([getattr(app, "user", None), getattr(app.router, "user", None)])
+
+    app = Starlette(routes=[Route("/begin", begin), Route("/look", look)])
+    async with wrap(app, min_size=1, max_size=1, stall_after=None) as sandboxed:
+        await get(sandboxed, "/begin")
+        held[0].user = "alice"
+        for _ in range(2):
+            assert (await get(sandboxed, "/look")).json == [None, None]

@@ -302,7 +302,7 @@ def test_factory_with_clone() -> None:
     assert sandboxed.wrap_options.isolation == "clone"
     with pytest.raises(AppTypeError, match=r"got what .* returned, which takes two arguments"):
         wrap(lambda: wsgi, factory=True, isolation="clone")  # type: ignore[call-overload]
-    with pytest.raises(AppTypeError, match="a coroutine"):
+    with pytest.raises(AppTypeError, match="is an async factory"):
         wrap(make_later, factory=True, isolation="clone")
     with pytest.raises(AppTypeError, match="wrapped already"):
         wrap(lambda: wrap(raw), factory=True, isolation="clone")

@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from sandboxpool import OptionError, wrap
+from sandboxpool import AppTypeError, OptionError, wrap
 from sandboxpool._app_options import WrapOptions
 
 from .test_load import make_starlette, raw
@@ -126,7 +126,7 @@ def test_sizes() -> None:
 
 def test_fresh() -> None:
     """`reset="fresh"` is one use for each sandbox, whatever `max_uses` says."""
-    assert wrap(raw, reset="fresh", max_uses=7).wrap_options.pool["max_uses"] == 1
+    assert wrap(raw, reset="fresh", max_uses=1).wrap_options.pool["max_uses"] == 1
 
 
 def test_types_match() -> None:
@@ -137,3 +137,35 @@ def test_types_match() -> None:
     documented = inspect.getdoc(wrap) or ""
     missing = [name for name in parameters if f"    {name}: " not in documented]
     assert missing == []
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"keep": 5}, r"keep=5: give names, as in keep=\('state\.cache',\)"),
+        ({"middleware": [1]}, r"middleware=\[1\]: give a policy for each class of middleware"),
+        (
+            {"reset": "fresh", "max_uses": 5},
+            r"max_uses=5 cannot go with reset='fresh', which uses no sandbox twice",
+        ),
+    ],
+)
+def test_what_cannot_be_taken(options: dict[str, Any], text: str) -> None:
+    """A value of the wrong kind, or one that contradicts another, is refused by name."""
+    with pytest.raises(OptionError, match=text):
+        wrap(make_starlette(), **options)
+
+
+def test_an_async_factory_of_a_template() -> None:
+    """An async factory cannot make a template; the error says what to leave out."""
+
+    async def make() -> Any: ...
+
+    with pytest.raises(AppTypeError, match=r"is an async factory.*leave out isolation="):
+        wrap(make, factory=True, isolation="clone")
+
+
+async def test_keep_state() -> None:
+    """`keep=("state",)` is refused, with what to write instead."""
+    with pytest.raises(OptionError, match=r"keep='state': name what shall survive below it"):
+        await wrap(make_starlette(), keep=("state",), stall_after=None).open()

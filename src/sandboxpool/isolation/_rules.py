@@ -82,6 +82,11 @@ class Options:
         attributes = getattr_dict(app) or {}
         for option, names in (("keep", self.keep), ("share", self.share)):
             for name in names:
+                if option == "keep" and name == "state":
+                    raise OptionError(
+                        "keep='state': name what shall survive below it, such as 'state.cache'; "
+                        "reset='keep' leaves everything."
+                    )
                 if not name.startswith("state.") and name not in attributes:
                     raise OptionError(
                         f"{option}={name!r}: {type(app).__name__} has no such attribute"

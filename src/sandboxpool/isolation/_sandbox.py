@@ -76,15 +76,17 @@ class AppSandbox:
     """
 
     __slots__ = (
-        "__weakref__", "_apps", "_armed", "_busy", "_calm", "_lists", "_memo", "_new", "_olds",
-        "_owner", "_recipe", "_restores", "_rules", "_states", "_wild", "app", "lifespan_state",
-        "template", "version",
+        "__weakref__", "_apps", "_armed", "_busy", "_calm", "_keeps", "_lists", "_memo", "_new",
+        "_olds", "_owner", "_recipe", "_references", "_restores", "_rules", "_states", "_wild",
+        "app", "lifespan_state", "template", "version",
     )  # fmt: skip
 
     def __init__(self, owner: object, rules: Rules, template: Template) -> None:
         self._owner = owner
         self._rules = rules
         self._restores = rules.reset == "restore"
+        self._keeps = bool(rules.kept_states or rules.kept_attributes)
+        self._references = 0
         self._armed = self._busy = False
         self._calm: Calm | None = None
         self._wild: Wild | None = None
@@ -156,6 +158,7 @@ class AppSandbox:
         recipe, new = self._recipe, self._new
         plan, wild = recipe.plan, Wild()
         self._armed = True
+        self._references = self._held()
         nodes, containers = plan.wild_nodes, plan.wild_containers
         if self._calm is not None and self._calm.changed():
             self._calm = None
@@ -206,9 +209,33 @@ class AppSandbox:
             return result
         return None
 
+    def leave(self, scope: Scope) -> None:
+        """Take the private app out of the scope of a request that is over.
+
+        Servers keep the scope until the next request of the connection comes. What stands there
+        then is the template, and whoever still holds the private app is a stray.
+        """
+        app = scope.get("app")
+        if app is not None and (app is self.app or self._is_own(app)):
+            scope["app"] = self.template.app
+
+    def _is_own(self, app: Any) -> bool:
+        return any(app is self._new[index] for index in self._recipe.apps.values())
+
+    def _held(self) -> int:
+        """Count who holds the private app; `_apps` does once it is asked for."""
+        return getrefcount(self.app) - (self._apps is not None)
+
     def restore(self) -> None:
         """Put everything private back as it was after start-up."""
         if not self._armed:
+            return
+        if self._held() > self._references and not self._keeps and not self._recipe.fresh:
+            # A task or a thread that outlives its request holds the app, and may write to it at
+            # any time: it keeps that one, and the next request gets another.
+            self._memo.ended = True
+            self._memo = LeaseMemo(self._owner, self._rules.shared_names)
+            self.template.build_into(self)
             return
         calm, wild = self._calm, self._wild
         if wild is not None:
