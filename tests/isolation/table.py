@@ -5,6 +5,7 @@ Run: `python -m tests.isolation.table > docs/isolation-table.md`
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,10 @@ async def measure() -> dict[str, dict[tuple[str, str], Verdict]]:
                 verdicts = await verdict(row, isolation, situation)
                 found[row.id][isolation, situation] = verdicts
     return found
+
+
+HAS_LIMIT = "max_concurrency" in inspect.signature(Depends).parameters
+"""Whether this FastAPI knows `Depends(max_concurrency=...)`."""
 
 
 def limited(entered: list[str], leave: anyio.Event) -> Any:

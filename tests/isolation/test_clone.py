@@ -30,6 +30,7 @@ from sandboxpool import SandboxedApp, wrap
 from sandboxpool.adapters.asgi import is_asgi_instance, is_wrapped
 from sandboxpool.isolation.clone import CloneFactory
 
+from . import table
 from .driver import Answer, Driver, Meeting, call
 
 
@@ -624,6 +625,7 @@ async def test_the_policy_of_middleware(policy: str, made: int, second: Any, key
     assert Registered.made == made
 
 
+@pytest.mark.skipif(not table.HAS_LIMIT, reason="this FastAPI has no such limit")
 async def test_a_limit_of_a_dependency_stays_common() -> None:
     """`Depends(max_concurrency=2)` lets two requests in, however many clones there are."""
     inside, most = 0, 0

@@ -5,17 +5,20 @@ from __future__ import annotations
 from functools import partial
 
 import anyio
+import pytest
 
 from . import table
 from .driver import call
 
 
+@pytest.mark.skipif(not table.HAS_LIMIT, reason="this FastAPI has no such limit")
 async def test_a_limit_of_a_dependency() -> None:
     """Clones share the limit that the app declares; each product of a factory has its own."""
     assert await table.limit("clone") == 2
     assert await table.limit("factory") == 6
 
 
+@pytest.mark.skipif(not table.HAS_LIMIT, reason="this FastAPI has no such limit")
 async def test_a_limit_without_sandboxes() -> None:
     """The app alone lets two in at the same moment, and all six in the end."""
     entered: list[str] = []
@@ -30,6 +33,7 @@ async def test_a_limit_without_sandboxes() -> None:
     assert len(set(entered)) == 6
 
 
+@pytest.mark.skipif(not table.HAS_LIMIT, reason="this FastAPI has no such limit")
 async def test_the_page_is_what_the_tests_find() -> None:
     """The documented table is the one that the rows give when they are run."""
     assert table.PAGE.read_text() == await table.page()

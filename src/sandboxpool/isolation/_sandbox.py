@@ -65,10 +65,14 @@ class StateEntry:
         self.references = 0
 
 
+_NO_ALIASES: Mapping[int, int] = {}
+
+
 class AppSandbox:
     """A private app: an ASGI callable that serves one call at a time.
 
     Attributes:
+        aliases: By the id of an app that has no twin of its own, that of the one whose twin it has.
         app: The private app.
         template: What the private app was made from.
         lifespan_state: What the lifespan put into `scope["state"]`.
@@ -78,7 +82,7 @@ class AppSandbox:
     __slots__ = (
         "__weakref__", "_apps", "_armed", "_busy", "_calm", "_keeps", "_lists", "_memo", "_new",
         "_olds", "_owner", "_recipe", "_references", "_restores", "_rules", "_states", "_wild",
-        "app", "lifespan_state", "template", "version",
+        "aliases", "app", "lifespan_state", "template", "version",
     )  # fmt: skip
 
     def __init__(self, owner: object, rules: Rules, template: Template) -> None:
@@ -96,6 +100,7 @@ class AppSandbox:
         self._memo = LeaseMemo(owner, rules.shared_names)
         self.app: ASGIApp = template.app
         self._apps: dict[int, Any] | None = None
+        self.aliases: Mapping[int, int] = _NO_ALIASES
         self.lifespan_state: Mapping[str, Any] = {}
         self.template = template
         self.version = -1
@@ -120,7 +125,9 @@ class AppSandbox:
         """The private twin of each app of the template, by the id of the original."""
         if self._apps is None:
             new = self._new
-            self._apps = {key: new[index] for key, index in self._recipe.apps.items() if new}
+            apps = {key: new[index] for key, index in self._recipe.apps.items() if new}
+            apps.update({key: apps[same] for key, same in self.aliases.items() if same in apps})
+            self._apps = apps
         return self._apps
 
     def twin(self, original: Any) -> Any:

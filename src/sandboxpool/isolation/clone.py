@@ -182,10 +182,7 @@ class CloneFactory:
         sandbox = AppSandbox(self, self._options.rules, template)
         sandbox.lifespan_state = lifespan.state
         # What holds the original template reaches the clone as well.
-        for original, index in recipe.apps.items():
-            twin = sandbox.apps.get(id(new[index]))
-            if twin is not None:
-                sandbox.apps[original] = twin
+        sandbox.aliases = {original: id(new[index]) for original, index in recipe.apps.items()}
         life.each[sandbox] = lifespan, template
         return sandbox
 
