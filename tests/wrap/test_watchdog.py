@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 from starlette.applications import Starlette
@@ -623,3 +624,45 @@ def test_watchdog_and_limits() -> None:
         r"slow_after, or have your watchdog do it \(lease\.cancel\(\) cuts a request off\)",
     ):
         sandboxpool.wrap(app, watchdog=Recorder(), slow_after=3)
+
+
+@pytest.mark.parametrize("passes", range(4))
+async def test_cut_off_and_a_scope_around(passes: int) -> None:
+    """A scope around the app, cancelled right after the cut-off, gets its own cancellation."""
+    leases: list[Any] = []
+    left: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        leases.append(current_lease())
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anyio.sleep, 10)
+            await anyio.sleep(10)
+
+    async with raw(app, execution_timeout=None) as sandboxed:
+        async with anyio.create_task_group() as tasks:
+            outer = anyio.CancelScope()
+
+            async def request() -> None:
+                with outer:
+                    await get(sandboxed)
+                left.append("in order")  # a foreign cancellation would have gone on from here
+
+            tasks.start_soon(request)
+            await anyio.wait_all_tasks_blocked()
+            leases[0].cancel()
+            for _ in range(passes):
+                await anyio.lowlevel.checkpoint()
+            outer.cancel()
+        await settle()
+        assert left == ["in order"]
+        assert sandboxed.statistics().pool.in_use == 0
+
+
+async def test_a_monitor_that_hardly_ever_looks() -> None:
+    """A threshold longer than a thread can wait in one go is no error in the monitor's thread."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send)
+
+    async with sandboxpool.wrap(app, stall_after=float("inf")) as sandboxed:
+        assert (await get(sandboxed)).status == 200
