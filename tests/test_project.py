@@ -24,7 +24,7 @@ LAYERS: list[set[str]] = [
     {"_slots", "_options", "_factory", "_loop", "_loop_asyncio", "_loop_trio"},
     {"_pool", "_lease", "_context", "_lifespan", "_read_ahead", "_answers", "_load"},
     {"_watchdog", "_monitor", "_stacks", "_app_options"},
-    {"isolation", "run", "adapters"},
+    {"isolation", "run", "adapters", "hooks"},
     {"_wrap", "_sandboxed", "_runtime", "_stats"},
     {""},  # `sandboxpool` itself, the public names
     {"cli", "telemetry", "resources", "__main__"},
@@ -36,6 +36,7 @@ HEAVY = [
     "click",
     "fastapi",
     "granian",
+    "greenlet",
     "hypercorn",
     "pydantic",
     "rich",

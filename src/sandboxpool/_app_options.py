@@ -14,11 +14,16 @@ from .abc import Watchdog
 ISOLATIONS = ("auto", "clone", "factory")
 LIFESPANS = ("auto", "once", "each", "off")
 RESETS = ("restore", "fresh", "keep")
+RUN_IN = ("loop", "thread", "cooperative")
+THREAD_BACKENDS = ("auto", "asyncio", "uvloop", "trio")
+SMALLEST_STACK = 64 * 1024
 
 
 class WrapOptions(TypedDict, total=False):
     """The options of `wrap()` that do not depend on what is wrapped; see there."""
 
+    run_in: Literal["loop", "thread", "cooperative"]
+    wsgi: bool
     lifespan: Literal["auto", "once", "each", "off"]
     reset: Literal["restore", "fresh", "keep"] | Callable[[Any], Awaitable[None] | None]
     keep: Iterable[str]
@@ -40,6 +45,10 @@ class WrapOptions(TypedDict, total=False):
     reset_timeout: float | None
     destroy_timeout: float | None
     defer_timeout: float | None
+    hooks: Iterable[str]
+    thread_backend: Literal["auto", "asyncio", "uvloop", "trio"]
+    thread_stack_size: int
+    max_abandoned: int | None
     isolate_context: bool
     gc_freeze: bool
     stats: str | None
@@ -56,6 +65,7 @@ class AppOptions:
 
     name: str
     isolation: str
+    run_in: str
     pool: Mapping[str, Any]
     execution_timeout: float | None
     slow_after: float | None
@@ -73,8 +83,14 @@ def check_app_options(
     *,
     factory: object,
     isolation: object,
+    run_in: object,
+    wsgi: object,
     lifespan: object,
     reset: object,
+    hooks: tuple[str, ...],
+    thread_backend: object,
+    thread_stack_size: object,
+    max_abandoned: object,
     min_size: object,
     max_size: object,
     stats: object,
@@ -100,6 +116,20 @@ def check_app_options(
                 f"makes sandboxes (sandboxpool.abc.SandboxFactory); "
                 f"this one lacks {missing}."
             )
+    _one_of("run_in", run_in, RUN_IN)
+    _true_or_false("wsgi", wsgi)
+    if hooks and run_in != "cooperative":
+        raise OptionError(
+            f"hooks={hooks!r} make blocking calls cooperative, which takes "
+            f"run_in='cooperative', but run_in={run_in!r}."
+        )
+    _one_of("thread_backend", thread_backend, THREAD_BACKENDS)
+    if thread_backend != "auto" and run_in != "thread":
+        raise OptionError(
+            f"thread_backend={thread_backend!r} is for run_in='thread', but run_in={run_in!r}."
+        )
+    check_count("thread_stack_size", thread_stack_size, least=SMALLEST_STACK)
+    check_count("max_abandoned", max_abandoned, least=1, optional=True)
     _one_of("lifespan", lifespan, LIFESPANS)
     if not callable(reset):
         _one_of("reset", reset, RESETS, or_else="a function that is called with the sandbox")

@@ -52,6 +52,7 @@ class RequestLease:
         answered: The type of the message that began the app's answer, or `None`.
         interruption: Can cancel the call of the app.
         steps: The running call of the app; its stack shows where it is.
+        blocked: The greenlet of a cooperative request that waits in the middle of a step.
         serving: What serves the request; told when the deadline is moved.
         watched: Whether the watchdog knows of it.
         ended: Whether the lease is over.
@@ -67,6 +68,7 @@ class RequestLease:
     answered: str | None = None
     interruption: Any = None
     steps: Any = None
+    blocked: Any = None
     _values: dict[str, Any] | None = None
     _lock: threading.RLock | None = None
     _deferred: list[tuple[Callable[..., object], tuple[Any, ...]]] | None = None
@@ -153,7 +155,7 @@ class RequestLease:
         # The scope and the call lead back here. Cut, all of it is freed at once instead of by
         # the garbage collector, which costs more than the rest of a lease.
         self.scope = _NO_SCOPE
-        self.steps = self.interruption = None
+        self.steps = self.interruption = self.blocked = None
         if self._values is not None:
             self._values = None
         if self._deferred is not None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import gc
 import logging
 import os
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from math import ceil
 from threading import get_ident
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -27,7 +28,10 @@ from ._pool import Pool
 from ._stats import OLDEST_SHOWN, AppStatistics, RequestInFlight
 from ._watchdog import DeadlineWatchdog, NoWatchdog
 from .abc import Sandbox, SandboxFactory, Watchdog
-from .run.loop import Running
+from .run.loop import Running, drive
+
+if TYPE_CHECKING:
+    from .run.cooperative import CooperativeTasks
 
 logger = logging.getLogger("sandboxpool")
 
@@ -67,6 +71,12 @@ class Runtime:
         self.options = options
         self.counters = counters
         self.isolates_context = options.isolate_context
+        self.drive: Callable[..., Any] = drive
+        self.tasks: CooperativeTasks | None = None
+        if options.run_in == "cooperative":
+            from .run import cooperative
+
+            self.drive = cooperative.drive
         self.ready = False
         self.closing = False
         self.closed = False
@@ -190,6 +200,10 @@ class Runtime:
 
     def _begin_watching(self) -> None:
         options = self.options
+        if options.run_in == "cooperative":
+            from .run.cooperative import CooperativeTasks
+
+            self.tasks = CooperativeTasks(self.loop.backend)
         if options.watchdog is not None:
             self.watchdog = options.watchdog
         else:
@@ -238,6 +252,9 @@ class Runtime:
             in_time = True
         finally:
             self._stop_watching()
+            if self.tasks is not None:
+                self.tasks.close()
+                self.tasks = None
             # Also when cancelled: what was started gets its chance to stop.
             with anyio.CancelScope(shield=True):
                 try:

@@ -33,7 +33,7 @@ from ._slots import Slot
 from ._stats import AppStatistics, StatsPage
 from ._types import ASGIApp, Receive, Scope, Send
 from .abc import Sandbox, SandboxFactory
-from .run.loop import ACCEPTED, GONE, In, call_plainly, drive, noting, outside, steps_of
+from .run.loop import ACCEPTED, GONE, In, call_plainly, noting, outside, steps_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -283,10 +283,10 @@ class SandboxedApp:
                 steps = steps_of(steps)
             lease.steps = steps
             if interruption.scope is None:
-                result = await drive(runtime.running, lease, run, steps)
+                result = await runtime.drive(runtime.running, lease, run, steps)
             else:
                 with interruption.scope:
-                    result = await drive(runtime.running, lease, run, steps)
+                    result = await runtime.drive(runtime.running, lease, run, steps)
             if lease.cut_off:
                 interrupted = interruption.ended(None)
             whole = not interrupted

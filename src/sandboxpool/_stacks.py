@@ -19,6 +19,8 @@ def stack_of(lease: RequestLease) -> str:
     It follows what each coroutine awaits. The children of a task group are other tasks, which
     can be told from here only by the frame that waits for them.
     """
+    if lease.blocked is not None:
+        return _format(_frames_up(lease.blocked.gr_frame))
     steps = lease.steps
     frames: list[tuple[FrameType, int]] = []
     while steps is not None and len(frames) < 200:
@@ -30,13 +32,18 @@ def stack_of(lease: RequestLease) -> str:
 
 def stack_of_thread(thread_id: int) -> tuple[str, list[FrameType]]:
     """Return the stack of a running thread, and its frames, outermost first."""
-    frame = sys._current_frames().get(thread_id)
-    frames: list[FrameType] = []
+    frames = _frames_up(sys._current_frames().get(thread_id))
+    return _format(frames), [frame for frame, _ in frames]
+
+
+def _frames_up(frame: FrameType | None) -> list[tuple[FrameType, int]]:
+    """Return a frame and those that called it, outermost first."""
+    frames = []
     while frame is not None:
-        frames.append(frame)
+        frames.append((frame, frame.f_lineno))
         frame = frame.f_back
     frames.reverse()
-    return _format([(frame, frame.f_lineno) for frame in frames]), frames
+    return frames
 
 
 def _frame_and_next(steps: Any) -> tuple[FrameType | None, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Literal, overload
 
@@ -15,6 +16,8 @@ from ._pool import Pool
 from ._sandboxed import SandboxedApp
 from ._types import ASGIApp
 from .abc import SandboxFactory, Watchdog
+
+logger = logging.getLogger("sandboxpool")
 
 # How many sandboxes, unless told otherwise: a clone costs kilobytes, an app of its own may cost
 # seconds to start and hold connections.
@@ -60,6 +63,8 @@ def wrap(
     *,
     factory: bool = False,
     isolation: str | SandboxFactory = "auto",
+    run_in: str = "loop",
+    wsgi: bool = False,
     lifespan: str = "auto",
     reset: Any = "restore",
     keep: Iterable[str] = (),
@@ -81,6 +86,10 @@ def wrap(
     reset_timeout: float | None = 5.0,
     destroy_timeout: float | None = 10.0,
     defer_timeout: float | None = 5.0,
+    hooks: Iterable[str] = (),
+    thread_backend: str = "auto",
+    thread_stack_size: int = 512 * 1024,
+    max_abandoned: int | None = 100,
     isolate_context: bool = True,
     gc_freeze: bool = False,
     stats: str | None = None,
@@ -105,6 +114,12 @@ def wrap(
             `"auto"` is `"factory"` for a factory, else `"clone"`. Or an object of yours that
             makes sandboxes, see `sandboxpool.abc.SandboxFactory`. What each covers is in the
             table of the documentation's page on isolation.
+        run_in: Where requests run. `"loop"`: on the server's event loop, which a blocking call
+            stops. `"thread"`: each sandbox has a thread and an event loop of its own, and may
+            block it. `"cooperative"`: on the server's loop, and blocking calls that hooks reach
+            suspend only their request; see `hooks`. The documentation's page about blocking
+            code says which fits what.
+        wsgi: Whether *app* is a WSGI app, or makes WSGI apps.
         lifespan: `"once"` for the template, whose state reaches all requests (default for
             `"clone"`), `"each"` for every sandbox (default for `"factory"`), `"off"` for never.
         reset: What happens to a sandbox between two requests: `"restore"` puts it back as it
@@ -143,6 +158,15 @@ def wrap(
         reset_timeout: Seconds to reset one; after it the sandbox is retired.
         destroy_timeout: Seconds to end one.
         defer_timeout: Seconds for the deferred callbacks of a request, all together.
+        hooks: What `run_in="cooperative"` makes cooperative; by default all of
+            `sandboxpool.hooks.DEFAULT_HOOKS`. An app given as an import string is imported after
+            they are in place.
+        thread_backend: The event loop in the threads of `run_in="thread"`: `"asyncio"`,
+            `"uvloop"`, `"trio"`; `"auto"` is the one of the server.
+        thread_stack_size: Bytes of address space for the stack of such a thread. Only what is
+            used of it takes memory.
+        max_abandoned: Threads that may be left behind because what they run does not stop when
+            it is cut off. As long as so many are, no further sandbox is made. `None` for no limit.
         isolate_context: Whether context variables that the app sets are kept from the server's
             connection and so from its next request.
         gc_freeze: Whether to call `gc.freeze()` once, when the app has started and `min_size`
@@ -168,9 +192,16 @@ def wrap(
             "Pass all options in one call of wrap(). (A wrapped app may be mounted in an app "
             "that is wrapped.)"
         )
+    hooks = _names("hooks", hooks)
     check_app_options(
         factory=factory,
         isolation=isolation,
+        run_in=run_in,
+        wsgi=wsgi,
+        hooks=hooks,
+        thread_backend=thread_backend,
+        thread_stack_size=thread_stack_size,
+        max_abandoned=max_abandoned,
         lifespan=lifespan,
         reset=reset,
         min_size=min_size,
@@ -186,6 +217,8 @@ def wrap(
         drain_timeout=drain_timeout,
         defer_timeout=defer_timeout,
     )
+    if run_in == "cooperative":
+        _install_hooks(hooks, given=app)
     loaded, found_name = load(app, factory=factory)
     _not_wrapped(loaded, found_name)
     name = name or found_name
@@ -232,6 +265,7 @@ def wrap(
     options = AppOptions(
         name=name,
         isolation=kind,
+        run_in=run_in,
         pool=pool,
         execution_timeout=execution_timeout,
         slow_after=slow_after,
@@ -301,6 +335,21 @@ def _isolate(
     return CloneFactory(
         app, lifespan="once" if lifespan == "auto" else lifespan, middleware=middleware, **common
     ), "clone"
+
+
+def _install_hooks(names: tuple[str, ...], given: object) -> None:
+    """Install hooks, and say so if that may be too late for the app."""
+    from . import hooks
+
+    before = hooks.installed()
+    hooks.install(*names)  # type: ignore[arg-type] # checked there
+    if before != hooks.installed() and not isinstance(given, str):
+        logger.warning(
+            "the hooks of run_in='cooperative' were installed after the app was imported: what it "
+            "took by name before (`from time import sleep`), and locks that it made, still block. "
+            "Call sandboxpool.hooks.install() before the app is imported, or pass wrap() an "
+            "import string."
+        )
 
 
 def _not_wrapped(app: object, name: str) -> None:
