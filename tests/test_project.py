@@ -24,7 +24,7 @@ LAYERS: list[set[str]] = [
     {"_slots", "_options", "_factory", "_loop", "_loop_asyncio", "_loop_trio"},
     {"_pool", "_lease", "_context", "_lifespan", "_read_ahead", "_answers", "_load"},
     {"_watchdog", "_monitor", "_stacks", "_app_options"},
-    {"isolation", "run", "adapters", "hooks"},
+    {"isolation", "run", "adapters", "hooks", "_deferred"},
     {"_wrap", "_sandboxed", "_runtime", "_stats"},
     {""},  # `sandboxpool` itself, the public names
     {"cli", "telemetry", "resources", "__main__"},

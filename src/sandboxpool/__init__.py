@@ -25,6 +25,7 @@ from ._exceptions import PoolFullError as PoolFullError
 from ._exceptions import PoolNotOpenError as PoolNotOpenError
 from ._exceptions import PoolTimeoutError as PoolTimeoutError
 from ._exceptions import SandboxPoolError as SandboxPoolError
+from ._exceptions import ThreadLimitError as ThreadLimitError
 from ._exceptions import WrongLoopError as WrongLoopError
 from ._factory import FunctionFactory as FunctionFactory
 from ._lease import PoolLease as PoolLease
@@ -68,6 +69,7 @@ __all__ = (
     "RequestLease",
     "SandboxPoolError",
     "SandboxedApp",
+    "ThreadLimitError",
     "WrongLoopError",
     "__version__",
     "context",

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from itertools import count
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from ._exceptions import LeaseEndedError, NoLeaseError
 from ._options import check_seconds
@@ -35,6 +35,9 @@ _creating_locks = threading.Lock()
 
 
 _NO_SCOPE: Scope = {}
+
+Deferred: TypeAlias = list[tuple[Callable[..., object], tuple[Any, ...]]]
+"""Callbacks and their arguments, in the order in which they were deferred."""
 
 
 class RequestLease:
@@ -71,7 +74,7 @@ class RequestLease:
     blocked: Any = None
     _values: dict[str, Any] | None = None
     _lock: threading.RLock | None = None
-    _deferred: list[tuple[Callable[..., object], tuple[Any, ...]]] | None = None
+    _deferred: Deferred | None = None
     _path: str | None = None
 
     def __init__(
@@ -352,13 +355,12 @@ def sandbox_for(owner: object) -> Sandbox | None:
 
 
 def call_deferred(
-    lease: RequestLease, report: Callable[[BaseException], None]
+    deferred: Deferred | None, report: Callable[[BaseException], None]
 ) -> Awaitable[object] | None:
     """Call deferred callbacks, the last one first, until one must be awaited; return that.
 
     A callback may defer others: they come next. *report* gets what each of them raises.
     """
-    deferred = lease._deferred
     while deferred:
         callback, args = deferred.pop()
         try:

@@ -33,6 +33,7 @@ __all__ = (
     "PoolNotOpenError",
     "PoolTimeoutError",
     "SandboxPoolError",
+    "ThreadLimitError",
     "WrongLoopError",
 )
 
@@ -111,6 +112,10 @@ class LeaseEndedError(PoolError, RuntimeError):
 
 class NoLeaseError(SandboxPoolError, LookupError):
     """Code asked for the current lease or its context outside of any request."""
+
+
+class ThreadLimitError(SandboxPoolError, RuntimeError):
+    """No further thread, or file descriptor for one, is to be had for a sandbox."""
 
 
 class ExecutionTimeoutError(SandboxPoolError, TimeoutError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import AbstractContextManager
+from contextvars import Context
 from typing import Any, Protocol
 
 
@@ -72,11 +73,13 @@ class Loop(Protocol):
         """Return a wake-up."""
         ...
 
-    def spawn(self, function: Callable[[], Awaitable[None]], name: str) -> Background:
+    def spawn(
+        self, function: Callable[[], Awaitable[None]], name: str, context: Context | None = None
+    ) -> Background:
         """Run *function* as a background task.
 
-        It starts in the context variables of the moment the pool was opened, not in those of
-        the caller, which may be a request. It must not raise.
+        It starts in a copy of *context*; by default in the context variables of the moment the
+        pool was opened, not in those of the caller, which may be a request. It must not raise.
         """
         ...
 
@@ -84,7 +87,7 @@ class Loop(Protocol):
         """Return a timer that calls *function*, which must neither block nor raise."""
         ...
 
-    def call_from_thread(self, function: Callable[[], None]) -> None:
+    def call_from_thread(self, function: Callable[[], object]) -> None:
         """Call *function* in the loop, soon; for other threads. It must not raise."""
         ...
 

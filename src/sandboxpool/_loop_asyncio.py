@@ -7,7 +7,7 @@ import sys
 from asyncio import _get_running_loop, current_task
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import AbstractContextManager
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from functools import partial
 from threading import get_ident
 from typing import Any, cast
@@ -23,7 +23,7 @@ class AsyncioLoop:
     backend = "asyncio"
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._loop = self.native = asyncio.get_running_loop()
         self._context = copy_context()
         self.interruption: Callable[[], Interruption] = partial(AsyncioInterruption, self._loop)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -38,13 +38,16 @@ class AsyncioLoop:
     def wakeup(self) -> Wakeup:
         return _AsyncioWakeup(self._loop)
 
-    def spawn(self, function: Callable[[], Awaitable[None]], name: str) -> Background:
+    def spawn(
+        self, function: Callable[[], Awaitable[None]], name: str, context: Context | None = None
+    ) -> Background:
         async def run() -> None:
             await function()
 
         # A copy: the context itself may be the one that is running right now. (`create_task`
         # takes a context only since Python 3.11, and then does the same.)
-        task = self._context.copy().run(lambda: self._loop.create_task(run(), name=name))
+        context = (self._context if context is None else context).copy()
+        task = context.run(lambda: self._loop.create_task(run(), name=name))
         # asyncio itself holds its tasks weakly: one that waits for what nothing else holds would
         # be collected half-way.
         self._tasks.add(task)
@@ -54,7 +57,7 @@ class AsyncioLoop:
     def timer(self, function: Callable[[], None]) -> Timer:
         return _AsyncioTimer(self._loop, function, self._context)
 
-    def call_from_thread(self, function: Callable[[], None]) -> None:
+    def call_from_thread(self, function: Callable[[], object]) -> None:
         self._loop.call_soon_threadsafe(function, context=self._context.copy())
 
     def runs(self) -> bool:

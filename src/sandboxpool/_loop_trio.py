@@ -43,7 +43,9 @@ class TrioLoop:
     def wakeup(self) -> Wakeup:
         return _TrioWakeup()
 
-    def spawn(self, function: Callable[[], Awaitable[None]], name: str) -> Background:
+    def spawn(
+        self, function: Callable[[], Awaitable[None]], name: str, context: Context | None = None
+    ) -> Background:
         background = _TrioBackground()
 
         async def run() -> None:
@@ -53,13 +55,14 @@ class TrioLoop:
             finally:
                 background.over.set()
 
-        trio.lowlevel.spawn_system_task(run, name=name, context=self._context.copy())
+        context = self._context if context is None else context
+        trio.lowlevel.spawn_system_task(run, name=name, context=context.copy())
         return background
 
     def timer(self, function: Callable[[], None]) -> Timer:
         return _TrioTimer(self, function)
 
-    def call_from_thread(self, function: Callable[[], None]) -> None:
+    def call_from_thread(self, function: Callable[[], object]) -> None:
         self._token.run_sync_soon(function)
 
     def runs(self) -> bool:

@@ -17,7 +17,7 @@ import attrs
 
 from ._context import RequestLease
 from ._loop import Loop
-from ._stacks import stack_of_thread
+from ._stacks import is_waiting, stack_of_thread
 
 logger = logging.getLogger("sandboxpool.monitor")
 
@@ -100,7 +100,7 @@ class LoopMonitor:
         if lease is None:
             # Not a step of a request itself; perhaps of a task that one has started.
             lease = _lease_in(frames)
-        if self._beat_at != beat_at or not frames or _is_waiting(frames[-1]):
+        if self._beat_at != beat_at or not frames or is_waiting(frames[-1]):
             # It was late, not blocked: a busy machine, or a loop that is not being run.
             return
         self.stalls += 1
@@ -128,15 +128,6 @@ def describe(lease: RequestLease) -> str:
     scope = lease.scope  # empty if the request ends in this very moment: this may be a thread
     method = scope.get("method") or scope.get("type", "-")
     return f"request {method} {lease.path} (lease {lease.id})"
-
-
-def _is_waiting(frame: FrameType) -> bool:
-    """Tell whether the innermost frame is the loop's own wait for I/O."""
-    return frame.f_code.co_name in ("select", "_run_once", "get_events", "get_next_task") and (
-        "selectors" in frame.f_code.co_filename
-        or "asyncio" in frame.f_code.co_filename
-        or "trio" in frame.f_code.co_filename
-    )
 
 
 def _lease_in(frames: list[FrameType]) -> RequestLease | None:

@@ -68,6 +68,8 @@ class Runtime:
         self.loop: Loop = running_loop()
         self.home: Home = self.loop.home
         self.factory = factory
+        # What made the private apps: whose requests a template stands for is told by that.
+        self.isolation = getattr(factory, "lease_owner", factory)
         self.options = options
         self.counters = counters
         self.isolates_context = options.isolate_context
@@ -382,6 +384,7 @@ def statistics_of(
         name=options.name,
         pid=os.getpid(),
         isolation=options.isolation,
+        run_in=options.run_in,
         state="closed" if runtime is None else runtime.state,
         concurrency=len(in_flight),
         peak_concurrency=counters.peak,
@@ -389,6 +392,7 @@ def statistics_of(
         refused=counters.refused,
         cut_off=counters.cut_off,
         hung_up=counters.hung_up,
+        abandoned=getattr(pool.factory, "abandoned", 0),
         stalls=counters.stalls + (monitor.stalls if monitor else 0),
         pool=pool.statistics(),
         oldest=oldest,

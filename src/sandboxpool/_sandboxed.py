@@ -17,7 +17,8 @@ import anyio.lowlevel
 
 from ._answers import INTERNAL_ERROR, answer
 from ._app_options import AppOptions
-from ._context import RequestLease, call_deferred, current
+from ._context import RequestLease, current
+from ._deferred import run_deferred
 from ._exceptions import (
     ExecutionTimeoutError,
     FactoryError,
@@ -33,7 +34,7 @@ from ._slots import Slot
 from ._stats import AppStatistics, StatsPage
 from ._types import ASGIApp, Receive, Scope, Send
 from .abc import Sandbox, SandboxFactory
-from .run.loop import ACCEPTED, GONE, In, call_plainly, noting, outside, steps_of
+from .run.loop import ACCEPTED, GONE, call_plainly, noting, outside, steps_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -247,7 +248,7 @@ class SandboxedApp:
 
         # From here on the lease must end, whatever happens.
         sandbox = slot.item
-        lease = RequestLease(runtime.factory, sandbox, scope, current.get(), runtime, slot.since)
+        lease = RequestLease(runtime.isolation, sandbox, scope, current.get(), runtime, slot.since)
         in_flight = runtime.in_flight
         result: Any = None
         whole = interrupted = dropped = False
@@ -416,66 +417,21 @@ class SandboxedApp:
     async def _run_deferred(
         self, runtime: Runtime, lease: RequestLease, context: Any, *, alive: bool
     ) -> None:
-        """Run what was deferred to the end of the lease: as much as possible here and now."""
-
-        def report(error: BaseException) -> None:
-            logger.error(
-                "%s: a deferred callback of %r failed",
-                self.wrap_options.name,
-                lease,
-                exc_info=error,
-            )
-
-        if context is None:
-            context = copy_context()
-        first = context.run(call_deferred, lease, report)
-        while first is not None and not alive:
-            getattr(first, "close", bool)()
-            report(RuntimeError("the task of the request was dropped: nothing can be awaited"))
-            first = context.run(call_deferred, lease, report)
-        if first is None:
+        options = self.wrap_options
+        # A sandbox that runs elsewhere runs them there: they may be bound to its thread.
+        elsewhere = getattr(lease.sandbox, "run_deferred", None)
+        if elsewhere is not None:
+            await elsewhere(lease, options.name, options.defer_timeout, alive=alive)
             return
-        limit = anyio.CancelScope()
-
-        async def await_all() -> None:
-            pending = first
-            limit.deadline = anyio.current_time() + (
-                inf if self.wrap_options.defer_timeout is None else self.wrap_options.defer_timeout
-            )
-            with limit:
-                while pending is not None:
-                    try:
-                        await pending
-                    except Exception as error:
-                        report(error)
-                    except anyio.get_cancelled_exc_class() as error:
-                        if limit.cancel_called:
-                            raise
-                        report(error)  # what it awaited was cancelled, not this
-                    pending = call_deferred(lease, report)
-
-        async def await_all_inside() -> None:
-            await In(context, await_all())
-
-        # A task of its own: whoever cancels the server's, however often, does not reach it.
-        background = runtime.loop.spawn(await_all_inside, f"deferred callbacks of {lease.id}")
-        cancelled: BaseException | None = None
-        with anyio.CancelScope(shield=True):
-            while True:
-                try:
-                    await background.wait()
-                    break
-                except anyio.get_cancelled_exc_class() as error:
-                    cancelled = error
-        if limit.cancelled_caught:
-            logger.error(
-                "%s: the deferred callbacks of %r did not end within %s s",
-                self.wrap_options.name,
-                lease,
-                self.wrap_options.defer_timeout,
-            )
-        if cancelled is not None:
-            raise cancelled
+        await run_deferred(
+            runtime.loop,
+            lease,
+            copy_context() if context is None else context,
+            options.name,
+            options.defer_timeout,
+            lease._deferred,
+            alive=alive,
+        )
 
     async def _answer_cut_off(
         self, lease: RequestLease, scope: Scope, receive: Receive, send: Send

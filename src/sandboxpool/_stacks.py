@@ -19,9 +19,17 @@ def stack_of(lease: RequestLease) -> str:
     It follows what each coroutine awaits. The children of a task group are other tasks, which
     can be told from here only by the frame that waits for them.
     """
+    elsewhere = getattr(lease.sandbox, "stack_of_call", None)
+    if elsewhere is not None:  # it runs in a thread of its own
+        stack: str = elsewhere()
+        return stack
     if lease.blocked is not None:
         return _format(_frames_up(lease.blocked.gr_frame))
-    steps = lease.steps
+    return stack_of_steps(lease.steps)
+
+
+def stack_of_steps(steps: Any) -> str:
+    """Return the stack of a suspended coroutine, outermost first."""
     frames: list[tuple[FrameType, int]] = []
     while steps is not None and len(frames) < 200:
         frame, steps = _frame_and_next(steps)
@@ -44,6 +52,16 @@ def _frames_up(frame: FrameType | None) -> list[tuple[FrameType, int]]:
         frame = frame.f_back
     frames.reverse()
     return frames
+
+
+def is_waiting(frame: FrameType) -> bool:
+    """Tell whether the innermost frame is the loop's own wait for I/O."""
+    return frame.f_code.co_name in ("select", "_run_once", "get_events", "get_next_task") and (
+        "selectors" in frame.f_code.co_filename
+        or "_quiet_loop" in frame.f_code.co_filename
+        or "asyncio" in frame.f_code.co_filename
+        or "trio" in frame.f_code.co_filename
+    )
 
 
 def _frame_and_next(steps: Any) -> tuple[FrameType | None, Any]:

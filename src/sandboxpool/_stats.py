@@ -45,6 +45,7 @@ class AppStatistics:
         name: The name of the app.
         pid: The id of this worker's process.
         isolation: How its sandboxes are made.
+        run_in: Where they run: `"loop"`, `"thread"` or `"cooperative"`.
         state: `"closed"`, `"open"` or `"draining"`.
         concurrency: Requests that hold a sandbox now.
         peak_concurrency: The most there ever were.
@@ -52,6 +53,8 @@ class AppStatistics:
         refused: Requests answered 503, because no sandbox came free.
         cut_off: Requests that the watchdog ended.
         hung_up: Clients that left while they waited for a sandbox.
+        abandoned: Threads that were left behind because what they run did not stop when it was
+            cut off, and that have not come to their end yet.
         stalls: Times that the event loop was blocked for longer than `stall_after`.
         pool: The figures of the pool.
         oldest: The requests in flight that started first, ten at most.
@@ -60,6 +63,7 @@ class AppStatistics:
     name: str
     pid: int
     isolation: str
+    run_in: str
     state: str
     concurrency: int
     peak_concurrency: int
@@ -67,6 +71,7 @@ class AppStatistics:
     refused: int
     cut_off: int
     hung_up: int
+    abandoned: int
     stalls: int
     pool: PoolStatistics
     oldest: tuple[RequestInFlight, ...]

@@ -21,7 +21,7 @@ logger = logging.getLogger("sandboxpool")
 
 # How many sandboxes, unless told otherwise: a clone costs kilobytes, an app of its own may cost
 # seconds to start and hold connections.
-_SIZES = {"clone": (16, 1000), "factory": (1, 40), "custom": (1, 40)}
+_SIZES = {"clone": (16, 1000), "thread": (4, 200), "factory": (1, 40), "custom": (1, 40)}
 
 
 @overload
@@ -121,7 +121,8 @@ def wrap(
             code says which fits what.
         wsgi: Whether *app* is a WSGI app, or makes WSGI apps.
         lifespan: `"once"` for the template, whose state reaches all requests (default for
-            `"clone"`), `"each"` for every sandbox (default for `"factory"`), `"off"` for never.
+            `"clone"`), `"each"` for every sandbox (default for `"factory"`, and for threads,
+            for each event loop needs its own), `"off"` for never.
         reset: What happens to a sandbox between two requests: `"restore"` puts it back as it
             was after start-up, `"fresh"` replaces it by a new one made ahead of need, `"keep"`
             leaves it as it is, a function (sync or async) is called with the sandbox instead.
@@ -134,8 +135,10 @@ def wrap(
     How many, and how long:
 
     Args:
-        min_size: Sandboxes made at start-up and kept; by default 16 clones, or 1 of a factory.
-        max_size: Sandboxes at most; by default 1000 clones, or 40 of a factory.
+        min_size: Sandboxes made at start-up and kept; by default 16 clones, 4 clones in threads,
+            or 1 of a factory.
+        max_size: Sandboxes at most; by default 1000 clones, 200 clones in threads, or 40 of a
+            factory.
         acquire_timeout: Seconds a request waits for a sandbox; then it is answered 503 with
             `Retry-After`. `None` for no limit.
         max_waiting: Requests that may wait; one more is answered 503 at once.
@@ -226,14 +229,25 @@ def wrap(
         loaded,
         factory=factory,
         isolation=isolation,
-        lifespan=lifespan,
+        lifespan="each" if run_in == "thread" and lifespan == "auto" else lifespan,
         reset=reset,
         keep=_names("keep", keep),
         share=_names("share", share),
         middleware=_policies(middleware),
         name=name,
     )
-    least, most = _SIZES[kind]
+    if run_in == "thread":
+        from .run.thread import ThreadFactory
+
+        sandboxes = ThreadFactory(
+            sandboxes,
+            backend=thread_backend,
+            stack_size=thread_stack_size,
+            max_abandoned=max_abandoned,
+            resets_in_thread=callable(reset) or kind == "custom",
+            name=name,
+        )
+    least, most = _SIZES["thread" if run_in == "thread" and kind == "clone" else kind]
     if max_size is None:
         max_size = max(most, min_size or 0)
     if min_size is None:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import dis
 from collections import deque
 from collections.abc import Callable, Iterable
-from functools import partial
-from types import CellType, FunctionType, MethodType, SimpleNamespace
+from functools import lru_cache, partial
+from types import CellType, CodeType, FunctionType, MethodType, SimpleNamespace
 from typing import Any
 
 from sandboxpool.adapters import adapter_for, adapters
@@ -329,7 +329,11 @@ def ignores_its_object(function: Any) -> bool:
     """Tell whether a method of the framework never looks at `self`, so that one is enough."""
     if not isinstance(function, FunctionType) or not function.__module__.startswith(FRAMEWORKS):
         return False
-    code = function.__code__
+    return _ignores_its_object(function.__code__)
+
+
+@lru_cache(maxsize=1024)  # the framework's own methods, which are not many
+def _ignores_its_object(code: CodeType) -> bool:
     name = code.co_varnames[0]
     if name in code.co_cellvars or "__class__" in code.co_freevars:
         return False

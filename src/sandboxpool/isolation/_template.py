@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -39,13 +40,16 @@ class Template:
         self._overrides: list[tuple[dict[str, Any], int, Any, dict[Any, Any]]] = []
         self._unchanged: Callable[[], bool] = bool
         self._stand_ins: list[Any] = []
+        # Sandboxes in threads of their own come to one template from all of them.
+        self._changing = threading.RLock()
 
     def compile(self) -> Recipe:
         """Find what is private, once; again when the app was changed."""
         # Inside of a request the app would answer for the sandbox, and not for itself.
         token = current.set(None)
         try:
-            return self._compile()
+            with self._changing:
+                return self._compile()
         finally:
             current.reset(token)
 
@@ -92,24 +96,31 @@ class Template:
 
     def build(self) -> tuple[Recipe, list[Any]]:
         """Return new private objects, and the recipe that they were made by."""
-        if self._stale:
-            self.compile()
-        return self._recipe, self._recipe.build()
+        return self._build()[:2]
+
+    def _build(self) -> tuple[Recipe, list[Any], int]:
+        with self._changing:
+            if self._stale:
+                self.compile()
+            recipe, version = self._recipe, self._version
+        return recipe, recipe.build(), version
 
     def build_into(self, sandbox: AppSandbox) -> None:
         """Give *sandbox* a private app of its own."""
-        sandbox.fill(*self.build())
-        sandbox.version = self._version
+        recipe, new, version = self._build()
+        sandbox.fill(recipe, new)
+        sandbox.version = version
 
     def refresh(self, sandbox: AppSandbox) -> None:
         """Bring *sandbox* up to date at the start of a lease."""
         if not self._stale and sandbox.version == self._version and self._unchanged():
             return
-        for values, key, known, size in self._watched:
-            now = values.get(key)
-            if now is not known or len(now) != size:
-                self._stale = True
-                break
+        with self._changing:
+            for values, key, known, size in self._watched:
+                now = values.get(key)
+                if now is not known or len(now) != size:
+                    self._stale = True
+                    break
         if self._stale or sandbox.version != self._version:
             self.build_into(sandbox)
             sandbox.arm()

@@ -210,7 +210,17 @@ class AppFactory:
             LifespanStartupError: The product did not start.
             AppTypeError: The factory function returned no app, or one that it returned before.
         """
-        life = self._lives.here()
+        return await self.create_in(self._lives.here())
+
+    def life(self) -> _Life:
+        """Return what `create_in()` needs to make sandboxes for this event loop in another one."""
+        return self._lives.here()
+
+    async def create_in(self, life: _Life) -> AppSandbox:
+        """Return a sandbox for the event loop of *life*, which may run in another thread.
+
+        The factory function and a lifespan of the product run in the loop that runs here.
+        """
         life.failures.clear()
         product, life.spare = life.spare, None
         if product is None:
@@ -280,7 +290,10 @@ class AppFactory:
         Raises:
             LifespanShutdownError: Its own lifespan did not stop in order.
         """
-        life = self._lives.get()
+        await self.destroy_in(self._lives.get(), sandbox)
+
+    async def destroy_in(self, life: _Life | None, sandbox: AppSandbox) -> None:
+        """End a sandbox that `create_in()` has made."""
         product = None if life is None else life.products.pop(sandbox, None)
         await sandbox.aclose()
         if life is None or product is None:

@@ -1,0 +1,226 @@
+"""Run an async function in the loop of another thread, on behalf of a task of this one.
+
+Here "home" is the loop whose task waits, usually the server's, and "away" the thread that the
+function runs in. Nothing here blocks either: whoever has something to say appends it to a deque
+and lets the other loop know, which takes it up when it comes to it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextvars import Context
+from functools import partial
+from typing import Any
+
+import anyio
+
+from sandboxpool._loop import Background, Loop, Wakeup
+
+from ._loop_thread import LoopThread
+
+# Seconds in which a thread that does not block answers, also on a busy machine: one that has not
+# by then is taken to block.
+_ANSWERS_WITHIN = 0.1
+# Seconds that code which was cancelled gets for its clean-up before its caller goes on.
+_CLEANS_UP_WITHIN = 1.0
+
+
+class Port:
+    """Wakes tasks of one loop on behalf of other threads, many of them with one wake-up.
+
+    Args:
+        loop: The loop of the tasks.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self._ready: deque[Errand] = deque()
+        self._called = False
+
+    def wake(self, errand: Errand) -> None:
+        """Wake the task that waits for *errand*; from any thread."""
+        self._ready.append(errand)
+        # Two threads may both find it unset: then the loop is called twice, for nothing.
+        if not self._called:
+            self._called = True
+            try:
+                self.loop.call_from_thread(self._wake_all)
+            except RuntimeError:
+                pass  # the loop has ended, and everybody who waited with it
+
+    def _wake_all(self) -> None:
+        # First: who appends after the last look below must call again.
+        self._called = False
+        ready = self._ready
+        while ready:
+            wakeup = ready.popleft().wakeup
+            if wakeup is not None:
+                wakeup.wake()
+
+
+class Errand:
+    """An async function that runs away, awaited at home.
+
+    Args:
+        thread: Where it runs.
+        port: Of the loop that waits.
+        function: What runs.
+        name: What its task is called.
+        context: The context variables that it runs with.
+
+    Attributes:
+        wakeup: What the waiting task waits for, if it does.
+        ended: Whether the function has come to its end.
+        cancelled: Whether it was told to stop.
+        answered: Whether its thread has taken note of that.
+        task: Its task, once it runs.
+    """
+
+    def __init__(
+        self,
+        thread: LoopThread,
+        port: Port,
+        function: Callable[[], Awaitable[Any]],
+        name: str,
+        context: Context,
+    ) -> None:
+        self.thread = thread
+        self.wakeup: Wakeup | None = None
+        self.ended = False
+        self.cancelled = False
+        self.answered = False
+        self.task: Background | None = None
+        self._port = port
+        self._function = function
+        self._name = name
+        self._context = context
+        self._afterwards: list[Callable[[], Awaitable[None]]] = []
+        self._over = False
+        self._told = False
+        self._value: Any = None
+        self._error: BaseException | None = None
+
+    # --- at home ------------------------------------------------------------------------------
+
+    async def run(self) -> Any:
+        """Run the function, and return or raise what it returns or raises.
+
+        Cancelled, it cancels the function and waits for its end, though no longer than the
+        thread seems to go on; `ended` tells whether it has come.
+        """
+        if not self.thread.post(self._start):
+            raise RuntimeError(f"{self.thread.thread.name} has ended: its loop runs no more.")
+        try:
+            while not self.ended:
+                await self._next()
+                await self.handle()
+            await self.handle()
+        except GeneratorExit:
+            self.thread.post(self._cancel)
+            raise
+        except BaseException:
+            if not self.ended:
+                await self._end_early()
+            raise
+        finally:
+            self.leave()
+        return self._outcome()
+
+    def then(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Run something away once the function has ended, whenever that is."""
+        self.thread.post(partial(self._then, function))
+
+    async def handle(self) -> None:
+        """Do at home what the function has asked for."""
+
+    def leave(self) -> None:
+        """Clean up at home."""
+
+    def pending(self) -> bool:
+        """Tell whether there is something to handle."""
+        return False
+
+    async def _next(self) -> None:
+        # In this order: what is said after the look makes the other side tell again.
+        self._told = False
+        if self.ended or self.pending():
+            return
+        self.wakeup = self._port.loop.wakeup()
+        try:
+            await self.wakeup
+        finally:
+            self.wakeup = None
+
+    async def _end_early(self) -> None:
+        """Tell the function to stop, and wait as long as that makes sense."""
+        self.cancelled = True
+        self.thread.post(self._cancel)
+        began = anyio.current_time()
+        with anyio.CancelScope(shield=True):
+            while not self.ended:
+                waited = anyio.current_time() - began
+                if waited >= _ANSWERS_WITHIN and not self.goes_on():
+                    return
+                if waited >= _CLEANS_UP_WITHIN:
+                    return
+                try:
+                    with anyio.move_on_after(_ANSWERS_WITHIN):
+                        await self._next()
+                        await self.handle()
+                except anyio.get_cancelled_exc_class():
+                    self.thread.post(self._cancel)  # whoever cancels again insists
+
+    def goes_on(self) -> bool:
+        """Tell whether the thread has taken note of the cancellation and blocks nowhere."""
+        return self.ended or (self.answered and not self.thread.busy_workers())
+
+    def _outcome(self) -> Any:
+        error, self._error = self._error, None
+        if error is None:
+            return self._value
+        if isinstance(error, (anyio.get_cancelled_exc_class(), Exception)):
+            try:
+                raise error
+            finally:
+                del error  # its traceback leads here
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise error
+        raise RuntimeError(f"{self._name} was stopped in its own loop: {error!r}") from error
+
+    # --- away ---------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        loop = self.thread.loop
+        assert loop is not None
+        self.task = loop.spawn(self._run, self._name, self._context)
+
+    async def _run(self) -> None:
+        try:
+            self._value = await self._function()
+        except BaseException as error:
+            # Also a cancellation: this is the end of the task anyway.
+            self._error = error
+        self.ended = True
+        self.tell()
+        while self._afterwards:
+            await self._afterwards.pop(0)()
+        self._over = True
+
+    def _then(self, function: Callable[[], Awaitable[None]]) -> None:
+        if not self._over:
+            self._afterwards.append(function)
+        elif self.thread.loop is not None:
+            self.thread.loop.spawn(function, self._name)
+
+    def _cancel(self) -> None:
+        self.answered = True
+        if self.task is not None and not self.ended:
+            self.task.cancel()
+        self.tell()
+
+    def tell(self) -> None:
+        """Let the waiting task look at what has changed; from any thread."""
+        if not self._told:
+            self._told = True
+            self._port.wake(self)

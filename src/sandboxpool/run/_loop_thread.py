@@ -1,0 +1,248 @@
+"""A thread with an event loop of its own, started and ended without blocking anybody else's."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import queue
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import anyio
+
+from sandboxpool._exceptions import ThreadLimitError
+from sandboxpool._loop import Loop, Wakeup, running_loop
+
+logger = logging.getLogger("sandboxpool.threads")
+
+
+class AbandonedError(BaseException):
+    """Raised in code that was cut off while it blocked a thread, as soon as it runs again."""
+
+
+class LoopThread:
+    """A thread with an event loop.
+
+    Args:
+        name: What the thread is called.
+        backend: `"asyncio"`, `"uvloop"` or `"trio"`.
+        stack_size: Bytes of address space for its stack.
+        ended: Called in the thread when it is about to end, however that came.
+
+    Attributes:
+        loop: Its event loop, once it runs.
+        thread: The thread.
+        over: Whether the thread has come to its end, but for the last few lines.
+    """
+
+    def __init__(
+        self, name: str, backend: str, stack_size: int, ended: Callable[[LoopThread], None]
+    ) -> None:
+        self.loop: Loop | None = None
+        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.stack_size = stack_size
+        self._backend = backend
+        self._ended = ended
+        self._failure: BaseException | None = None
+        self._started: Callable[[], object] | None = None
+        self._stop: Wakeup | None = None
+        self._stopped = self.over = False
+        self._waiting: list[Callable[[], object]] = []
+
+    # --- from outside -------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start the thread and wait for its event loop.
+
+        Raises:
+            ThreadLimitError: The system gives no further thread.
+            Exception: The event loop could not be made.
+        """
+        here = running_loop()
+        wakeup = here.wakeup()
+        self._started = partial(_call_in, here, wakeup.wake)
+        _starter.start(self)
+        await wakeup
+        if self._failure is not None:
+            raise self._failure
+
+    def post(self, function: Callable[[], object]) -> bool:
+        """Call *function* in the thread, soon; return whether its loop still runs."""
+        loop = self.loop
+        return loop is not None and _call_in(loop, function)
+
+    def stop(self) -> None:
+        """End the loop, and the thread with it, once the running step is over."""
+        self._stopped = True
+        self.post(self._wake_stop)
+
+    async def wait(self) -> None:
+        """Wait until the thread is about to end; cancelling this leaves it alone."""
+        here = running_loop()
+        wakeup = here.wakeup()
+        self._waiting.append(partial(_call_in, here, wakeup.wake))
+        # Looked at only now: the thread sets it before it looks at the list.
+        if not self.over:
+            await wakeup
+
+    def interrupt(self) -> None:
+        """Raise `AbandonedError` in the thread, and in the worker threads of its loop.
+
+        A thread that blocks gets it when it runs Python code again.
+        """
+        for thread in (self.thread, *self.workers()):
+            if thread.ident is not None:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(thread.ident), ctypes.py_object(AbandonedError)
+                )
+        self.post(bool)  # a loop that only waits runs no Python code by itself
+
+    def workers(self) -> list[threading.Thread]:
+        """Return the worker threads that the loop has started.
+
+        Trio's cannot be told from those of others.
+        """
+        native = getattr(self.loop, "native", None)
+        if native is None:
+            return []
+        pool: Any = getattr(native, "_default_executor", None)  # of asyncio.to_thread()
+        found: set[threading.Thread] = set(getattr(pool, "_threads", ()))
+        # anyio's worker threads say whose they are.
+        found.update(t for t in threading.enumerate() if getattr(t, "loop", None) is native)
+        return list(found)
+
+    def busy_workers(self) -> list[threading.Thread]:
+        """Return those worker threads that do not just wait for work."""
+        frames = sys._current_frames()
+        return [
+            worker
+            for worker in self.workers()
+            if worker.ident in frames and not _waits_for_work(frames[worker.ident])
+        ]
+
+    def start_failed(self, error: BaseException) -> None:
+        """Note that the system has given no thread."""
+        self._failure = ThreadLimitError(
+            f"the system starts no further thread for a sandbox ({error}): there are "
+            f"{threading.active_count()} in this process. Raise the limit (`ulimit -u`, the "
+            "cgroup's pids.max), or lower max_size."
+        )
+        self._tell_started()
+
+    def _tell_started(self) -> None:
+        started, self._started = self._started, None
+        if started is not None:
+            started()
+
+    # --- in the thread ------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            anyio.run(self._main, **_how(self._backend))
+        except AbandonedError:
+            pass
+        except BaseException as error:
+            if self.loop is None:
+                self._failure = error
+            else:
+                logger.exception("the event loop of %s has failed", self.thread.name)
+        finally:
+            self.over = True
+            self._tell_started()
+            self._ended(self)
+            for tell in self._waiting:
+                tell()
+
+    async def _main(self) -> None:
+        loop = running_loop()
+        self._stop = loop.wakeup()
+        self.loop = loop
+        if self._stopped:
+            return
+        self._tell_started()
+        await self._stop
+
+    def _wake_stop(self) -> None:
+        if self._stop is not None:
+            self._stop.wake()
+
+
+def _waits_for_work(frame: FrameType) -> bool:
+    """Tell whether the innermost frame of a worker thread is its own wait for the next call."""
+    if frame.f_code.co_name == "wait" and frame.f_code.co_filename == threading.__file__:
+        caller = frame.f_back  # anyio's workers: Queue.get() waits for a condition
+        frame = frame if caller is None or caller.f_back is None else caller.f_back
+        return frame.f_code.co_name == "run"
+    return frame.f_code.co_name == "_worker"  # those of concurrent.futures: in C from there
+
+
+def _how(backend: str) -> dict[str, Any]:
+    if backend == "trio":
+        return {"backend": "trio"}
+    if backend == "uvloop":
+        return {"backend": "asyncio", "backend_options": {"use_uvloop": True}}
+    if sys.platform == "win32":
+        return {"backend": "asyncio"}
+    from ._quiet_loop import QuietLoop
+
+    return {"backend": "asyncio", "backend_options": {"loop_factory": QuietLoop}}
+
+
+def _call_in(loop: Loop, function: Callable[[], object]) -> bool:
+    try:
+        loop.call_from_thread(function)
+    except RuntimeError:  # the loop has ended meanwhile; Trio's error inherits from this one, too
+        return False
+    return True
+
+
+class _Starter:
+    """Starts threads on behalf of an event loop.
+
+    `Thread.start()` waits until the new thread runs, which takes as long as all the others that
+    want to run let it. So it is called in a thread, one for the whole process.
+    """
+
+    def __init__(self) -> None:
+        self._wanted: queue.SimpleQueue[LoopThread] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._pid = 0
+        self._thread: threading.Thread | None = None
+
+    def start(self, wanted: LoopThread) -> None:
+        self._wanted.put(wanted)
+        if self._thread is None or not self._thread.is_alive():
+            with self._lock:
+                # After a fork the thread is gone, and so it may be when its own start failed.
+                if self._thread is None or not self._thread.is_alive():
+                    thread = threading.Thread(
+                        target=self._run, name="sandboxpool thread starter", daemon=True
+                    )
+                    try:
+                        thread.start()
+                    except RuntimeError as error:
+                        self._wanted.get().start_failed(error)
+                    else:
+                        self._thread = thread
+
+    def _run(self) -> None:
+        while True:
+            self._start(self._wanted.get())
+
+    def _start(self, wanted: LoopThread) -> None:
+        # The size is a setting of the whole process: set for as short as possible. A thread that
+        # somebody else starts in this very moment gets it, too.
+        before = threading.stack_size(wanted.stack_size)
+        try:
+            wanted.thread.start()
+        except (RuntimeError, MemoryError) as error:
+            wanted.start_failed(error)
+        finally:
+            threading.stack_size(before)
+
+
+_starter = _Starter()
