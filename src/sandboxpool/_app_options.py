@@ -23,7 +23,6 @@ class WrapOptions(TypedDict, total=False):
     """The options of `wrap()` that do not depend on what is wrapped; see there."""
 
     run_in: Literal["loop", "thread", "cooperative"]
-    wsgi: bool
     lifespan: Literal["auto", "once", "each", "off"]
     reset: Literal["restore", "fresh", "keep"] | Callable[[Any], Awaitable[None] | None]
     keep: Iterable[str]

@@ -10,24 +10,27 @@ from typing import Any
 
 from ._exceptions import AppImportError, AppTypeError
 
+# Their subclasses are WSGI apps, whatever the signature is that they show.
+_WSGI_CLASSES = frozenset({("flask.app", "Flask"), ("django.core.handlers.wsgi", "WSGIHandler")})
 
-def load(app: object, *, factory: bool) -> tuple[Any, str]:
-    """Resolve import strings and check that *app* is what `factory` says it is.
+
+def load(app: object, *, factory: bool, wsgi: bool = False) -> tuple[Any, str]:
+    """Resolve import strings and check that *app* is what `factory` and `wsgi` say it is.
 
     Returns:
         The app, or the factory of one, and a name for it.
 
     Raises:
         AppImportError: An import string names nothing.
-        AppTypeError: It is not an ASGI app, or not a factory of one.
+        AppTypeError: It is not an app of that kind, or not a factory of one.
     """
     name = _name(app)
     if isinstance(app, str):
         app = import_string(app)
     if factory:
-        _check_factory(app, name)
+        _check_factory(app, name, wsgi=wsgi)
     else:
-        check_app(app, name)
+        check_app(app, name, wsgi=wsgi)
     return app, name
 
 
@@ -79,38 +82,57 @@ def _import_path() -> str:
     return f"{len(sys.path)} folders, the first is {sys.path[0] or 'the current one'!r}"
 
 
-def check_app(app: object, name: str) -> None:
-    """Refuse what is not an ASGI 3 app, and say what to write instead."""
+def check_app(app: object, name: str, *, wsgi: bool = False) -> None:
+    """Refuse what is not an ASGI 3 app, or not a WSGI app, and say what to write instead."""
+    wrap = "wrap(..., wsgi=True) takes a WSGI app" if wsgi else "wrap() takes an ASGI app"
     if inspect.iscoroutine(app):
         app.close()
         raise AppTypeError(
-            f"wrap() takes an ASGI app, got {name}, a coroutine: an async function was called. "
+            f"{wrap}, got {name}, a coroutine: an async function was called. "
             "Pass the function itself if it is the app; if it makes the app, pass it with "
             "factory=True."
         )
     if not callable(app):
-        raise AppTypeError(
-            f"wrap() takes an ASGI app, got {name} of type {type(app).__name__}, "
-            "which cannot be called. Pass a Starlette or FastAPI instance, an "
-            '`async def app(scope, receive, send)`, or an import string like "shop.main:app".'
+        instead = (
+            "Pass a Flask app, a Django WSGIHandler, a `def app(environ, start_response)`"
+            if wsgi
+            else "Pass a Starlette or FastAPI instance, an `async def app(scope, receive, send)`"
         )
-    if isinstance(app, type) and not _makes_awaitables(app):
         raise AppTypeError(
-            f"wrap() takes an ASGI app, got the class {app.__name__}: pass an instance, "
+            f"{wrap}, got {name} of type {type(app).__name__}, "
+            f'which cannot be called. {instead}, or an import string like "shop.main:app".'
+        )
+    if isinstance(app, type) and not (_makes_responses(app) if wsgi else _makes_awaitables(app)):
+        raise AppTypeError(
+            f"{wrap}, got the class {app.__name__}: pass an instance, "
             f"or factory=True to have one {app.__name__}() made for each sandbox."
         )
     wanted = _positional(app)
-    if wanted is None or 3 in wanted:
+    # Some say what they are although their signature, such as `*args`, does not.
+    if wsgi and (_is_app_object(app) or _is_async(app)):
+        wanted = range(3, 4)
+    elif not wsgi and _is_wsgi_object(app):
+        wanted = range(2, 3)
+    if wanted is None or (2 if wsgi else 3) in wanted:
         return
     if wanted.start == 0:
         raise AppTypeError(
-            f"wrap() takes an ASGI app, got {name}, which is called without arguments and looks "
+            f"{wrap}, got {name}, which is called without arguments and looks "
             "like a factory: write wrap(..., factory=True), or pass the app that it returns."
+        )
+    if wsgi and 3 in wanted:
+        raise AppTypeError(
+            f"{wrap}, got {name}, which looks like an ASGI app: leave out wsgi=True."
+        )
+    if wsgi:
+        raise AppTypeError(
+            f"{wrap}, called as app(environ, start_response); {name} does not take two "
+            "positional arguments."
         )
     if 2 in wanted:
         raise AppTypeError(
-            f"wrap() takes an ASGI app, got {name}, which takes two arguments and looks like a "
-            "WSGI app: put an adapter in front, as in wrap(a2wsgi.WSGIMiddleware(app))."
+            f"{wrap}, got {name}, which takes two arguments and looks like a WSGI app: pass "
+            "wsgi=True."
         )
     raise AppTypeError(
         f"wrap() takes an ASGI 3 app, called as app(scope, receive, send); {name} does not take "
@@ -119,34 +141,57 @@ def check_app(app: object, name: str) -> None:
     )
 
 
-def _check_factory(make: object, name: str) -> None:
+def is_wsgi(app: Any) -> bool:
+    """Tell whether *app* is certainly a WSGI app."""
+    return _is_wsgi_object(app) or (not isinstance(app, type) and _positional(app) == range(2, 3))
+
+
+def _check_factory(make: object, name: str, *, wsgi: bool) -> None:
+    kind = ", wsgi=True" if wsgi else ""
+    wrap = f"wrap(..., factory=True{kind})"
     if inspect.iscoroutine(make):
         make.close()
         raise AppTypeError(
-            f"wrap(..., factory=True) takes a function that makes an app, got {name}, a "
+            f"{wrap} takes a function that makes an app, got {name}, a "
             "coroutine: pass the function itself, without calling it."
         )
     if not callable(make):
         raise AppTypeError(
-            f"wrap(..., factory=True) takes a function that makes an app, got {name} of type "
+            f"{wrap} takes a function that makes an app, got {name} of type "
             f"{type(make).__name__}, which cannot be called."
         )
     wanted = _positional(make)
     if wanted is not None and wanted.start > 0:
         remedy = (
             "It looks like an app: leave out factory=True."
-            if 3 in wanted
+            if (2 if wsgi else 3) in wanted or _is_wsgi_object(make)
             else "Bind its arguments with functools.partial or a lambda."
         )
         raise AppTypeError(
-            f"wrap(..., factory=True) takes a function without arguments, but {name} needs "
-            f"{wanted.start}. {remedy}"
+            f"{wrap} takes a function without arguments, but {name} needs {wanted.start}. {remedy}"
         )
-    if _is_app_object(make):
+    if _is_app_object(make) or _is_wsgi_object(make):
         raise AppTypeError(
-            f"wrap(..., factory=True) takes a function that makes an app, but {name} is an app: "
+            f"{wrap} takes a function that makes an app, but {name} is an app: "
             "leave out factory=True."
         )
+
+
+def _makes_responses(cls: type) -> bool:
+    """Tell whether calling *cls* is a WSGI call: PEP 3333 allows for such classes."""
+    return hasattr(cls, "__iter__")
+
+
+def _is_wsgi_object(value: object) -> bool:
+    # By name: whoever asks need not have imported what is asked about.
+    return any(
+        (base.__module__, base.__qualname__) in _WSGI_CLASSES for base in type(value).__mro__
+    )
+
+
+def _is_async(function: object) -> bool:
+    call = getattr(type(function), "__call__", None)  # noqa: B004 - the function itself is meant
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
 def _makes_awaitables(cls: type) -> bool:

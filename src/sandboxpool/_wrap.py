@@ -14,14 +14,21 @@ from ._exceptions import AppTypeError, OptionError
 from ._load import check_app, load
 from ._pool import Pool
 from ._sandboxed import SandboxedApp
-from ._types import ASGIApp
+from ._types import ASGIApp, WSGIApp
 from .abc import SandboxFactory, Watchdog
 
 logger = logging.getLogger("sandboxpool")
 
 # How many sandboxes, unless told otherwise: a clone costs kilobytes, an app of its own may cost
 # seconds to start and hold connections.
-_SIZES = {"clone": (16, 1000), "thread": (4, 200), "factory": (1, 40), "custom": (1, 40)}
+_LIGHT = ("clone", "shared")
+_SIZES = {
+    "clone": (16, 1000),
+    "shared": (16, 1000),
+    "thread": (4, 200),
+    "factory": (1, 40),
+    "custom": (1, 40),
+}
 
 
 @overload
@@ -31,6 +38,7 @@ def wrap(
     *,
     factory: bool = ...,
     isolation: Literal["auto", "clone", "factory"] | SandboxFactory = ...,
+    wsgi: bool = ...,
     **options: Unpack[WrapOptions],
 ) -> SandboxedApp: ...
 
@@ -42,6 +50,7 @@ def wrap(
     *,
     factory: Literal[True],
     isolation: Literal["auto", "clone", "factory"] = ...,
+    wsgi: Literal[False] = ...,
     **options: Unpack[WrapOptions],
 ) -> SandboxedApp: ...
 
@@ -53,6 +62,31 @@ def wrap(
     *,
     factory: Literal[False] = ...,
     isolation: Literal["auto", "clone"] | SandboxFactory = ...,
+    wsgi: Literal[False] = ...,
+    **options: Unpack[WrapOptions],
+) -> SandboxedApp: ...
+
+
+@overload
+def wrap(
+    app: Callable[[], WSGIApp | Awaitable[WSGIApp]],
+    /,
+    *,
+    factory: Literal[True],
+    isolation: Literal["auto", "factory"] = ...,
+    wsgi: Literal[True],
+    **options: Unpack[WrapOptions],
+) -> SandboxedApp: ...
+
+
+@overload
+def wrap(
+    app: WSGIApp,
+    /,
+    *,
+    factory: Literal[False] = ...,
+    isolation: Literal["auto"] = ...,
+    wsgi: Literal[True],
     **options: Unpack[WrapOptions],
 ) -> SandboxedApp: ...
 
@@ -105,8 +139,9 @@ def wrap(
     What is wrapped:
 
     Args:
-        app: A Starlette or FastAPI instance or any other ASGI 3 callable; with `factory=True` a
-            function without arguments that makes one; or an import string for either, like
+        app: A Starlette or FastAPI instance or any other ASGI 3 callable; with `wsgi=True` a
+            WSGI app, such as one of Flask or Django; with `factory=True` a function without
+            arguments that makes one; or an import string for any of these, like
             `"shop.main:app"`.
         factory: Whether *app* makes apps.
         isolation: How sandboxes are made private. `"clone"` copies the app's own objects, in
@@ -119,7 +154,9 @@ def wrap(
             block it. `"cooperative"`: on the server's loop, and blocking calls that hooks reach
             suspend only their request; see `hooks`. The documentation's page about blocking
             code says which fits what.
-        wsgi: Whether *app* is a WSGI app, or makes WSGI apps.
+        wsgi: Whether *app* is a WSGI app, or makes WSGI apps. Such an app is shared by all
+            sandboxes, and with `factory=True` each has one of its own. It runs in a worker
+            thread, and with `run_in="cooperative"` on the server's loop.
         lifespan: `"once"` for the template, whose state reaches all requests (default for
             `"clone"`), `"each"` for every sandbox (default for `"factory"`, and for threads,
             for each event loop needs its own), `"off"` for never.
@@ -184,8 +221,8 @@ def wrap(
         The wrapped app.
 
     Raises:
-        AppTypeError: *app* is not an ASGI app, or not a factory of one; the message says what
-            to write instead.
+        AppTypeError: *app* is not an ASGI app (or a WSGI app with `wsgi=True`), or not a factory
+            of one; the message says what to write instead.
         AppImportError: The import string names nothing.
         OptionError: An option has a value that cannot work.
     """
@@ -222,20 +259,28 @@ def wrap(
     )
     if run_in == "cooperative":
         _install_hooks(hooks, given=app)
-    loaded, found_name = load(app, factory=factory)
+    loaded, found_name = load(app, factory=factory, wsgi=wsgi)
     _not_wrapped(loaded, found_name)
     name = name or found_name
-    sandboxes, kind = _isolate(
-        loaded,
-        factory=factory,
-        isolation=isolation,
-        lifespan="each" if run_in == "thread" and lifespan == "auto" else lifespan,
-        reset=reset,
-        keep=_names("keep", keep),
-        share=_names("share", share),
-        middleware=_policies(middleware),
-        name=name,
-    )
+    private: dict[str, Any] = {
+        "factory": factory,
+        "isolation": isolation,
+        "reset": reset,
+        "keep": _names("keep", keep),
+        "share": _names("share", share),
+        "middleware": _policies(middleware),
+        "name": name,
+    }
+    if wsgi:
+        sandboxes, kind = _isolate_wsgi(
+            loaded, run_in=run_in, max_abandoned=max_abandoned, **private
+        )
+    else:
+        sandboxes, kind = _isolate(
+            loaded,
+            lifespan="each" if run_in == "thread" and lifespan == "auto" else lifespan,
+            **private,
+        )
     if run_in == "thread":
         from .run.thread import ThreadFactory
 
@@ -247,7 +292,7 @@ def wrap(
             resets_in_thread=callable(reset) or kind == "custom",
             name=name,
         )
-    least, most = _SIZES["thread" if run_in == "thread" and kind == "clone" else kind]
+    least, most = _SIZES["thread" if run_in == "thread" and kind in _LIGHT else kind]
     if max_size is None:
         max_size = max(most, min_size or 0)
     if min_size is None:
@@ -319,11 +364,7 @@ def _isolate(
         isolation = "factory" if factory else "clone"
     common: dict[str, Any] = {"reset": reset, "keep": keep, "share": share, "name": name}
     if isolation == "factory":
-        if not factory:
-            raise OptionError(
-                "isolation='factory' makes an app for each sandbox, but an app was given: pass "
-                "the function that makes it, with factory=True."
-            )
+        _needs_factory(factory)
         if middleware:
             raise OptionError(
                 "middleware= is for isolation='clone'; a factory constructs its middleware anew "
@@ -349,6 +390,58 @@ def _isolate(
     return CloneFactory(
         app, lifespan="once" if lifespan == "auto" else lifespan, middleware=middleware, **common
     ), "clone"
+
+
+def _isolate_wsgi(
+    app: Any,
+    *,
+    factory: bool,
+    isolation: str | SandboxFactory,
+    run_in: str,
+    reset: Any,
+    keep: tuple[str, ...],
+    share: tuple[str, ...],
+    middleware: dict[Any, str],
+    max_abandoned: int | None,
+    name: str,
+) -> tuple[SandboxFactory, str]:
+    """Return what makes the sandboxes of a WSGI app, and the name of the isolation."""
+    if isolation == "factory":
+        _needs_factory(factory)
+    elif isolation != "auto":
+        raise OptionError(
+            f"isolation={isolation!r} is for ASGI apps, but wsgi=True: leave it out. All sandboxes "
+            "share a WSGI app, unless a function that makes one for each is passed with "
+            "factory=True."
+        )
+    if keep or share or middleware:
+        raise OptionError(
+            "keep=, share= and middleware= say what is private in an ASGI app, but wsgi=True: "
+            "leave them out."
+        )
+    from .adapters.wsgi import GatewayFactory, WorkerThreads, WSGIGateway, restore
+
+    threads = None
+    if run_in != "cooperative":
+        threads = WorkerThreads(name, waits=run_in == "thread", max_abandoned=max_abandoned)
+    # WSGI knows no lifespan.
+    common: dict[str, Any] = {"lifespan": "off", "name": name}
+    if factory:
+        from .isolation.factory import AppFactory
+
+        common["reset"] = restore if reset == "restore" else reset
+        return AppFactory(GatewayFactory(app, name, threads), **common), "factory"
+    from .isolation.clone import CloneFactory
+
+    return CloneFactory(WSGIGateway(app, name, threads), reset=reset, **common), "shared"
+
+
+def _needs_factory(factory: bool) -> None:
+    if not factory:
+        raise OptionError(
+            "isolation='factory' makes an app for each sandbox, but an app was given: pass "
+            "the function that makes it, with factory=True."
+        )
 
 
 def _install_hooks(names: tuple[str, ...], given: object) -> None:

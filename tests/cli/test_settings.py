@@ -26,7 +26,8 @@ def test_no_option_of_wrap_is_missing(serve: Serve) -> None:
     """What `wrap()` can be told, `serve` can be told, with help, variable and default."""
     parameters = inspect.signature(sandboxpool.wrap).parameters.values()
     names = {one.name for one in parameters if one.kind is one.KEYWORD_ONLY}
-    assert set(settings()) == names == {*WrapOptions.__annotations__, "factory", "isolation"}
+    typed = {*WrapOptions.__annotations__, "factory", "isolation", "wsgi"}
+    assert set(settings()) == names == typed
     text = " ".join(serve("--help").result.stdout.split())
     for name, setting in settings().items():
         assert setting.help, name
@@ -39,6 +40,7 @@ def test_no_option_of_wrap_is_missing(serve: Serve) -> None:
 GIVEN: dict[str, tuple[str, Any]] = {
     "factory": ("true", True),
     "isolation": ("factory", "factory"),
+    "wsgi": ("true", True),
     "lifespan": ("off", "off"),
     "reset": ("shop:reset", "shop:reset"),
     "keep": ("state.cache,state.hits", ["state.cache", "state.hits"]),

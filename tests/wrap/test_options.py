@@ -132,7 +132,7 @@ def test_fresh() -> None:
 def test_types_match() -> None:
     """What the type checker knows of options is what `wrap()` takes and documents."""
     parameters = inspect.signature(wrap).parameters
-    typed = set(get_type_hints(WrapOptions)) | {"app", "factory", "isolation"}
+    typed = set(get_type_hints(WrapOptions)) | {"app", "factory", "isolation", "wsgi"}
     assert set(parameters) == typed
     documented = inspect.getdoc(wrap) or ""
     missing = [name for name in parameters if f"    {name}: " not in documented]

@@ -12,6 +12,7 @@ _NEXT_APP = frozenset({"app", "_app", "asgi_app", "application", "_base_app", "i
 
 _WRAPPED = frozenset({("sandboxpool._sandboxed", "SandboxedApp")})
 _STATS_PAGE = frozenset({("sandboxpool._stats", "StatsPage")})
+_WSGI = frozenset({("sandboxpool.adapters.wsgi", "WSGIGateway")})
 
 
 class Adapter:
@@ -121,8 +122,9 @@ def is_asgi_instance(value: Any, name: str = "") -> bool:
     arity = _call_arity(cls)
     if arity != 3 and not (arity == -1 and name in _NEXT_APP):
         return False
-    # An app inside the app that has a pool of its own isolates its requests itself.
-    return not is_wrapped(value) and not _is_any(cls, _STATS_PAGE)
+    # An app inside the app that has a pool of its own isolates its requests itself. A WSGI app
+    # is opaque, and so is what calls it.
+    return not is_wrapped(value) and not _is_any(cls, _STATS_PAGE | _WSGI)
 
 
 def is_wrapped(value: Any) -> bool:

@@ -195,6 +195,7 @@ def settings() -> dict[str, Setting]:
     hints = {
         "factory": bool,
         "isolation": Literal[ISOLATIONS] | Callable[[], Any],
+        "wsgi": bool,
         **get_type_hints(WrapOptions),
     }
     helps = _helps()

@@ -11,6 +11,7 @@ import attrs
 
 from sandboxpool._exceptions import AppTypeError
 from sandboxpool._lifespan import Lifespan
+from sandboxpool._load import is_wsgi
 from sandboxpool._types import ASGIApp
 from sandboxpool.adapters import adapter_for, adapters
 from sandboxpool.adapters.asgi import is_wrapped
@@ -183,6 +184,11 @@ class AppFactory:
             raise AppTypeError(
                 f"the factory {shown} returned {made!r}, which is not an ASGI app: "
                 "return a new app from every call."
+            )
+        if is_wsgi(made):
+            raise AppTypeError(
+                f"the factory {shown} returned {made!r}, which looks like a WSGI app: pass "
+                "wsgi=True."
             )
         if is_wrapped(made):
             raise AppTypeError(

@@ -1,0 +1,181 @@
+"""Where WSGI apps run, if not on the loop: worker threads."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import CancelledError
+from math import inf
+from typing import Any, TypeVar
+
+import anyio
+import anyio.from_thread
+import anyio.lowlevel
+import anyio.to_thread
+
+from sandboxpool._loop import Loop, Wakeup, running_loop
+from sandboxpool._stacks import stack_of_thread
+
+from ._wsgi_call import WSGICall
+
+logger = logging.getLogger("sandboxpool.wsgi")
+
+T = TypeVar("T")
+
+_limiters: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar(
+    "sandboxpool_wsgi_limiter"
+)
+_CUT_OFF: Any = object()
+
+
+class CutOffError(BaseException):
+    """Raised in an app whose request was cut off, when it reads or sends again."""
+
+
+def unlimited() -> anyio.CapacityLimiter:
+    """Return a limiter that limits nothing: how many run at once is for the pool to say."""
+    try:
+        return _limiters.get()
+    except LookupError:
+        limiter = anyio.CapacityLimiter(inf)
+        _limiters.set(limiter)
+        return limiter
+
+
+class WorkerThreads:
+    """Runs WSGI apps in the worker threads of the running loop.
+
+    Args:
+        name: What logs call the app.
+        waits: Whether a call that is cut off goes on until its thread has come to its end, so
+            that whoever cut it off sees that it did not stop. Otherwise it ends at once, and the
+            thread is left behind.
+        max_abandoned: Threads that may be left behind, `None` for no limit.
+
+    Attributes:
+        abandoned: The threads that were left behind and have not come to their end yet.
+    """
+
+    def __init__(self, name: str, *, waits: bool, max_abandoned: int | None = None) -> None:
+        self.abandoned: set[Errand] = set()
+        self._name = name
+        self._waits = waits
+        self._max_abandoned = max_abandoned
+
+    @property
+    def full(self) -> bool:
+        """Whether so many threads were left behind that there must be no further one."""
+        return self._max_abandoned is not None and len(self.abandoned) >= self._max_abandoned
+
+    async def run(self, call: WSGICall) -> None:
+        """Run a call of a WSGI app to its end."""
+        errand = Errand(call, self.abandoned)
+        try:
+            await anyio.to_thread.run_sync(
+                errand.run, abandon_on_cancel=not self._waits, limiter=unlimited()
+            )
+        except CutOffError:
+            # Cancelled by a scope, of which the thread was told before this task was.
+            await anyio.lowlevel.checkpoint()
+            raise
+        except BaseException:
+            if errand.cut_off():
+                if self._waits:
+                    await errand.wait()
+                else:
+                    self._abandon(errand)
+            raise
+
+    def _abandon(self, errand: Errand) -> None:
+        self.abandoned.add(errand)
+        if errand.ended:  # meanwhile, so that nobody will tell
+            self.abandoned.discard(errand)
+            return
+        logger.error(
+            "a call of %s does not stop; its thread is abandoned, and free again when what it is "
+            "in returns (%d threads are abandoned). It is at:\n%s",
+            self._name,
+            len(self.abandoned),
+            stack_of_thread(errand.thread_id)[0],
+        )
+
+
+class Errand:
+    """A call in a worker thread.
+
+    Args:
+        call: The call.
+        abandoned: Where it takes itself out at its end.
+
+    Attributes:
+        thread_id: The thread.
+        ended: Whether it has come to its end.
+    """
+
+    def __init__(self, call: WSGICall, abandoned: set[Errand]) -> None:
+        self.thread_id = 0
+        self.ended = False
+        self._call = call
+        self._abandoned = abandoned
+        # Taken by the thread when it begins, or by the loop, so that it never does.
+        self._turn = threading.Lock()
+        self._over = False
+        self._crossing: anyio.CancelScope | None = None
+        self._waiting: tuple[Loop, Wakeup] | None = None
+
+    # --- in the thread ------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Run the call."""
+        if not self._turn.acquire(blocking=False):
+            return
+        self.thread_id = threading.get_ident()
+        try:
+            self._call.run(self._await)
+        finally:
+            self.ended = True
+            self._abandoned.discard(self)
+            # Looked at only now: the loop looks at `ended` after it has set this.
+            if self._waiting is not None:
+                loop, wakeup = self._waiting
+                loop.call_from_thread(wakeup.wake)
+
+    def _await(self, function: Callable[..., Awaitable[T]], /, *args: Any) -> T:
+        try:
+            result: T = anyio.from_thread.run(self._cross, function, args)
+        except CancelledError:
+            result = _CUT_OFF
+        if result is _CUT_OFF:
+            raise CutOffError("the request was cut off.")
+        return result
+
+    # --- in the loop --------------------------------------------------------------------------
+
+    async def _cross(self, function: Callable[..., Awaitable[T]], args: tuple[Any, ...]) -> T:
+        if not self._over:
+            with anyio.CancelScope() as self._crossing:
+                return await function(*args)
+        cut_off: T = _CUT_OFF
+        return cut_off
+
+    def cut_off(self) -> bool:
+        """Have the app stop when it reads or sends; return whether it is still running."""
+        self._over = True
+        if self._crossing is not None:
+            self._crossing.cancel()
+        return not self.ended and not self._turn.acquire(blocking=False)
+
+    async def wait(self) -> None:
+        """Wait for the end, whoever cancels this how often."""
+        loop = running_loop()
+        with anyio.CancelScope(shield=True):
+            while True:
+                wakeup = loop.wakeup()
+                self._waiting = loop, wakeup
+                if self.ended:
+                    return
+                try:
+                    await wakeup
+                except anyio.get_cancelled_exc_class():
+                    continue
