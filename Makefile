@@ -36,8 +36,8 @@ $(VENV)/.tests: $(VENV)/.created pyproject.toml
 venv $(VENV): $(VENV)/.installed ## Create the virtual environment and install the project into it.
 
 .PHONY: demo
-demo: $(VENV)/.installed ## See the product: an app that leaks, then the same app wrapped.
-	$(BIN)/python -m sandboxpool demo
+demo: $(VENV)/.installed ## See the product: an app that leaks, one that blocks, and both wrapped.
+	$(BIN)/python -m sandboxpool demo $(ARGS)
 
 .PHONY: test
 test: $(VENV)/.installed ## Run all tests. ARGS="-k pool -x" passes options on.
@@ -64,6 +64,10 @@ format: $(VENV)/.installed ## Format the code and fix what can be fixed.
 bench: $(VENV)/.bench ## Measure against the alternatives, in one run.
 	$(BIN)/python -m benchmarks $(ARGS)
 
+.PHONY: bench-blocking
+bench-blocking: $(VENV)/.bench ## Measure code that blocks against other servers; needs wrk.
+	$(BIN)/python -m benchmarks.blocking $(ARGS)
+
 .PHONY: docs
 docs: $(VENV)/.docs ## Build the documentation into site/, warnings are errors.
 	$(BIN)/zensical build --clean --strict
@@ -83,4 +87,4 @@ clean: ## Remove everything that was made here.
 
 .PHONY: help
 help: ## This list.
-	@awk -F ':.*## ' '/^[a-z][a-z -]*[^#]*:.*## / {split($$1, t, " "); printf "  make %-12s %s\n", t[1], $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z -]*[^#]*:.*## / {split($$1, t, " "); printf "  make %-14s %s\n", t[1], $$2}' $(MAKEFILE_LIST)

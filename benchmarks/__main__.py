@@ -7,7 +7,7 @@ import importlib.metadata
 import platform
 from collections.abc import Callable
 
-from . import clone, http, pool, request
+from . import blocking, clone, http, pool, request
 
 # Each measures one part of the library and prints its tables.
 PARTS: dict[str, Callable[[bool], object]] = {
@@ -15,7 +15,10 @@ PARTS: dict[str, Callable[[bool], object]] = {
     "clone": lambda quick: clone.main(),
     "request": request.run,
     "http": http.run,
+    "blocking": blocking.run,
 }
+# Run unless others are named: that about code that blocks takes a quarter of an hour by itself.
+_DEFAULT = [name for name in PARTS if name != "blocking"]
 
 _MEASURED = (
     "anyio",
@@ -28,7 +31,7 @@ _MEASURED = (
 
 
 def main() -> None:
-    """Run the parts that were asked for, all by default."""
+    """Run the parts that were asked for, all but `blocking` by default."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="name", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="fewer rounds: about a minute")
@@ -39,7 +42,7 @@ def main() -> None:
     print(f"{platform.python_implementation()} {platform.python_version()}, ", end="")
     print(", ".join(_version(name) for name in _MEASURED))
     print('"measured" is the ratio of the fastest rounds, "median" that of each round\'s ratio')
-    for name in arguments.parts or PARTS:
+    for name in arguments.parts or _DEFAULT:
         PARTS[name](arguments.quick)
 
 

@@ -13,143 +13,25 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import re
-import resource
-import shutil
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import AbstractContextManager, ExitStack
 
 from sandboxpool.cli._http_client import Connection
 
-from .measure import Row, show
+from . import wrk
+from .measure import Row, show, verdict
+from .processes import allow_files
+from .servers import Server, serving, uvicorn
+from .wrk import Load, load
 
-ROOT = Path(__file__).parent.parent
 CONNECTIONS = 2000
-FILES = 16_384
-_TICKS = os.sysconf("SC_CLK_TCK")
-_BAD = re.compile(r"ERROR|WARNING|CRITICAL|Traceback|Exception|sandboxpool:")
 
 
-def _more_files() -> None:
-    """Allow this process as many open files as it may have."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-@dataclass
-class Server:
-    """A uvicorn process that serves one of the apps."""
-
-    app: str
-    process: subprocess.Popen[bytes]
-    port: int
-    log: Path
-
-    def get(self, path: str) -> bytes:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
-            return bytes(answer.read())
-
-    @property
-    def cpu(self) -> float:
-        """Seconds of processor time that it has used."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS
-
-    @property
-    def complaints(self) -> list[str]:
-        return [line for line in self.log.read_text().splitlines() if _BAD.search(line)]
-
-    @property
-    def stalls(self) -> int:
-        """How often the log says that the loop was blocked."""
-        return self.log.read_text().count("the event loop has been blocked")
-
-
-@contextmanager
-def serving(app: str) -> Iterator[Server]:
+def serving_app(app: str) -> AbstractContextManager[Server]:
     """Run uvicorn with one worker and one of the apps."""
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "uvicorn", f"benchmarks.http_apps:{app}"),
-                    *("--port", "0", "--no-access-log", "--backlog", "4096"),
-                ],
-                cwd=ROOT,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                preexec_fn=_more_files,
-            )
-        try:
-            yield Server(app, process, _port(process, log), log)
-        finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _port(process: subprocess.Popen[bytes], log: Path) -> int:
-    end = time.monotonic() + 30
-    while time.monotonic() < end and process.poll() is None:
-        if found := re.search(r"running on http://127\.0\.0\.1:(\d+)", log.read_text()):
-            return int(found[1])
-        time.sleep(0.02)
-    raise SystemExit(f"uvicorn did not start:\n{log.read_text()}")
-
-
-@dataclass
-class Load:
-    """What wrk reports of one run."""
-
-    requests: int
-    rate: float
-    latency: float  # the mean, in seconds
-    errors: str
-    cpu: float  # the server's processor time for a request, in seconds
-
-
-def load(server: Server, path: str, *, connections: int, seconds: int) -> Load:
-    """Send requests over so many connections for so long."""
-    before = server.cpu
-    done = subprocess.run(
-        [
-            *("wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "20s"),
-            f"http://127.0.0.1:{server.port}{path}",
-        ],
-        check=True,
-        capture_output=True,
-        text=True,
-        preexec_fn=_more_files,
-    )
-    text = done.stdout
-    used = server.cpu - before
-    counted = re.search(r"(\d+) requests in ([\d.]+)(ms|s|m)", text)
-    latency = re.search(r"Latency\s+([\d.]+)(us|ms|s|m)\b", text)
-    if counted is None or latency is None:
-        raise SystemExit(f"wrk said something unexpected:\n{text}{done.stderr}")
-    requests = int(counted[1])
-    units = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
-    return Load(
-        requests=requests,
-        rate=requests / (float(counted[2]) * units[counted[3]]),
-        latency=float(latency[1]) * units[latency[2]],
-        errors=" ".join(re.findall(r"Socket errors:.*|Non-2xx.*", text)),
-        cpu=used / requests if requests else 0.0,
-    )
+    return serving(app, uvicorn(f"benchmarks.http_apps:{app}"))
 
 
 async def wave(server: Server) -> float:
@@ -174,7 +56,7 @@ def waiting(quick: bool) -> bool:
     stats = {}
     stalls = 0
     for app in ("plain", "wrapped_2000"):
-        with serving(app) as server:
+        with serving_app(app) as server:
             # In the first, the app is cold.
             waves[app] = [asyncio.run(wave(server)) for _ in range(2 if quick else 3)]
             runs[app] = load(server, "/wait", connections=CONNECTIONS, seconds=seconds)
@@ -192,9 +74,9 @@ def waiting(quick: bool) -> bool:
         Row("wrapped, 2000 sandboxes", f"{wrapped.rate:.1f} /s", f"{wrapped.latency:.3f} s"),
         Row("  waves before, as it is", _listed(waves["plain"])),
         Row("  waves before, wrapped", _listed(waves["wrapped_2000"])),
-        _verdict("rate: wrapped / as it is", f"{ratio:.3f} x", ">= 0.98 x", ratio >= 0.98),
-        _verdict("highest concurrency", f"{peak}", f"= {CONNECTIONS}", peak == CONNECTIONS),
-        _verdict("errors, and errors in the log", f"{len(trouble)}", "= 0", not trouble),
+        verdict("rate: wrapped / as it is", f"{ratio:.3f} x", ">= 0.98 x", ratio >= 0.98),
+        verdict("highest concurrency", f"{peak}", f"= {CONNECTIONS}", peak == CONNECTIONS),
+        verdict("errors, and errors in the log", f"{len(trouble)}", "= 0", not trouble),
         Row("blocked loops in the log", f"{stalls}"),
     ]
     show(f"{CONNECTIONS} connections, an endpoint that awaits 5 s, one worker", rows)
@@ -209,7 +91,7 @@ def hello(quick: bool) -> bool:
     apps = ("plain", "passed_through", "wrapped")
     runs: dict[str, list[Load]] = {app: [] for app in apps}
     with ExitStack() as stack:
-        servers = {app: stack.enter_context(serving(app)) for app in apps}
+        servers = {app: stack.enter_context(serving_app(app)) for app in apps}
         for server in servers.values():
             load(server, "/hello", connections=32, seconds=1)
         for number in range(rounds):
@@ -234,9 +116,9 @@ def hello(quick: bool) -> bool:
     rate = statistics.median(wrapped.rate / empty.rate for wrapped, empty in pairs)
     cpu = statistics.median(empty.cpu / wrapped.cpu for wrapped, empty in pairs)
     rows += [
-        _verdict("rate: wrapped / empty wrapper", f"{rate:.3f} x", ">= 0.97 x", rate >= 0.97),
+        verdict("rate: wrapped / empty wrapper", f"{rate:.3f} x", ">= 0.97 x", rate >= 0.97),
         Row("the same by processor time", f"{cpu:.3f} x"),
-        _verdict("errors, and errors in the log", f"{len(trouble)}", "= 0", not trouble),
+        verdict("errors, and errors in the log", f"{len(trouble)}", "= 0", not trouble),
     ]
     show(f"FastAPI hello world, 32 connections, {rounds} rounds of {seconds} s", rows)
     for line in trouble[:10]:
@@ -248,19 +130,12 @@ def _listed(seconds: list[float]) -> str:
     return " ".join(f"{each:.2f}" for each in seconds) + " s"
 
 
-def _verdict(what: str, figure: str, target: str, reached: bool) -> Row:
-    return Row(what, figure, "", target, "ok" if reached else "MISSED")
-
-
 def run(quick: bool = False) -> bool:
     """Run both; return whether everything that was aimed at was reached."""
-    if shutil.which("wrk") is None:
-        print(
-            "\nThe benchmark over real sockets needs wrk, which is not installed "
-            "(apt-get install wrk): left out."
-        )
+    if without := wrk.missing():
+        print(without)
         return True
-    _more_files()
+    allow_files()
     reached = waiting(quick)
     return hello(quick) and reached
 

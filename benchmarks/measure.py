@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import statistics
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import process_time
 
@@ -84,14 +84,25 @@ def bounded(what: str, value: float, limit: float, unit: str) -> Row:
     return Row(what, f"{value:,.4g} {unit}", "", f"<= {limit:g} {unit}", verdict)
 
 
+def verdict(what: str, figure: str, target: str, reached: bool) -> Row:
+    return Row(what, figure, "", target, "ok" if reached else "MISSED")
+
+
 def show(title: str, rows: list[Row]) -> None:
     """Print a table."""
     lines = [("", "measured", "median", "target", "")] + [
         (row.what, row.figure, row.median, row.target, row.verdict) for row in rows
     ]
-    widths = [max(len(line[column]) for line in lines) for column in range(5)]
     print(f"\n{title}\n{'-' * len(title)}")
+    print(aligned(lines))
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Return lines of cells as text, the first column to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    texts = []
     for line in lines:
         cells = [line[0].ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
-        print("  ".join(cells).rstrip())
+        texts.append("  ".join(cells).rstrip())
+    return "\n".join(texts)
