@@ -9,7 +9,7 @@ where no task group can be open: in a pool that opened itself on the first reque
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import AbstractContextManager
 from contextvars import Context
 from typing import Any, Protocol
@@ -83,8 +83,22 @@ class Loop(Protocol):
         """
         ...
 
+    def run_in(
+        self, context: Context, function: Callable[[], Coroutine[Any, Any, None]]
+    ) -> Background:
+        """Run *function* as a task in *context*, or in a copy of it; it must not raise.
+
+        The caller must hold what is returned until the task is over. That makes it cheaper than
+        `spawn()`, which it is otherwise like.
+        """
+        ...
+
     def timer(self, function: Callable[[], None]) -> Timer:
         """Return a timer that calls *function*, which must neither block nor raise."""
+        ...
+
+    def soon(self, function: Callable[[], object]) -> None:
+        """Call *function* after the step that runs now; in the loop itself. It must not raise."""
         ...
 
     def call_from_thread(self, function: Callable[[], object]) -> None:

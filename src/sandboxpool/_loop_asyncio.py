@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from asyncio import _get_running_loop, current_task
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import AbstractContextManager
 from contextvars import Context, copy_context
 from functools import partial
@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from ._loop import Background, Home, Interruption, Timer, Wakeup
 
-_COUNTS_CANCELS = sys.version_info >= (3, 11)
+_COUNTS_CANCELS = _TAKES_CONTEXT = sys.version_info >= (3, 11)
 
 
 class AsyncioLoop:
@@ -54,8 +54,20 @@ class AsyncioLoop:
         task.add_done_callback(self._tasks.discard)
         return _AsyncioBackground(task)
 
+    def run_in(
+        self, context: Context, function: Callable[[], Coroutine[Any, Any, None]]
+    ) -> Background:
+        if _TAKES_CONTEXT:
+            task = self._loop.create_task(function(), context=context)
+        else:
+            task = context.run(self._loop.create_task, function())
+        return _AsyncioBackground(task)
+
     def timer(self, function: Callable[[], None]) -> Timer:
         return _AsyncioTimer(self._loop, function, self._context)
+
+    def soon(self, function: Callable[[], object]) -> None:
+        self._loop.call_soon(function)
 
     def call_from_thread(self, function: Callable[[], object]) -> None:
         self._loop.call_soon_threadsafe(function, context=self._context.copy())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import AbstractContextManager
 from contextvars import Context, copy_context
 from typing import Any
@@ -59,8 +59,16 @@ class TrioLoop:
         trio.lowlevel.spawn_system_task(run, name=name, context=context.copy())
         return background
 
+    def run_in(
+        self, context: Context, function: Callable[[], Coroutine[Any, Any, None]]
+    ) -> Background:
+        return self.spawn(function, "sandboxpool", context)
+
     def timer(self, function: Callable[[], None]) -> Timer:
         return _TrioTimer(self, function)
+
+    def soon(self, function: Callable[[], object]) -> None:
+        self._token.run_sync_soon(function)
 
     def call_from_thread(self, function: Callable[[], object]) -> None:
         self._token.run_sync_soon(function)

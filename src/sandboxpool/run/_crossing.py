@@ -97,7 +97,7 @@ class Crossing(Errand):
     ) -> None:
         path = scope.get("path", "")
         context: Context = copy_context()
-        super().__init__(thread, port, self._serve, f"request {path}", context)
+        super().__init__(thread, port, None, f"request {path}", context)
         self.steps: Any = None
         self.app_context = context
         self._app = app
@@ -209,7 +209,7 @@ class Crossing(Errand):
 
     # --- away ---------------------------------------------------------------------------------
 
-    async def _serve(self) -> Any:
+    async def serve(self) -> Any:
         self.steps = steps = self._app(self._scope, self._receive, self._send)
         try:
             return await steps

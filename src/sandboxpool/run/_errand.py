@@ -15,10 +15,12 @@ from typing import Any
 
 import anyio
 
-from sandboxpool._loop import Background, Loop, Wakeup
+from sandboxpool._loop import Background, Loop, Timer, Wakeup
 
 from ._loop_thread import LoopThread
 
+# Seconds between two looks of a loop after threads that block in the middle of a step.
+_LOOKS_EVERY = 0.01
 # Seconds in which a thread that does not block answers, also on a busy machine: one that has not
 # by then is taken to block.
 _ANSWERS_WITHIN = 0.1
@@ -29,6 +31,10 @@ _CLEANS_UP_WITHIN = 1.0
 class Port:
     """Wakes tasks of one loop on behalf of other threads, many of them with one wake-up.
 
+    A thread that has something to say says so at the end of the step that it runs. Woken earlier,
+    the loop would only compete with it for the GIL. But it may block in that step, so the loop
+    also looks by itself now and then, as long as something is under way.
+
     Args:
         loop: The loop of the tasks.
     """
@@ -37,19 +43,53 @@ class Port:
         self.loop = loop
         self._ready: deque[Errand] = deque()
         self._called = False
+        self._timer: Timer | None = None
+        self._ticking = False
+        self.under_way = 0
 
-    def wake(self, errand: Errand) -> None:
-        """Wake the task that waits for *errand*; from any thread."""
+    def note(self, errand: Errand) -> None:
+        """Wake the task that waits for *errand*, soon; in the thread of the errand."""
         self._ready.append(errand)
-        # Two threads may both find it unset: then the loop is called twice, for nothing.
         if not self._called:
+            # Two threads may both find it unset: then the loop is called twice, for nothing.
             self._called = True
-            try:
-                self.loop.call_from_thread(self._wake_all)
-            except RuntimeError:
-                pass  # the loop has ended, and everybody who waited with it
+            assert errand.thread.loop is not None
+            errand.thread.loop.soon(self._call)
 
-    def _wake_all(self) -> None:
+    def note_from_elsewhere(self, errand: Errand) -> None:
+        """Wake the task that waits for *errand*, soon; in any thread."""
+        self._ready.append(errand)
+        self._call()
+
+    def begin(self) -> None:
+        """Note that an errand is under way."""
+        self.under_way += 1
+        if not self._ticking:
+            self._ticking = True
+            if self._timer is None:
+                self._timer = self.loop.timer(self._tick)
+            self._timer.arm(_LOOKS_EVERY)
+
+    def _tick(self) -> None:
+        self.wake_all()
+        self._ticking = self.under_way > 0
+        if self._ticking:
+            assert self._timer is not None
+            self._timer.arm(_LOOKS_EVERY)
+
+    def close(self) -> None:
+        """Stop looking."""
+        if self._timer is not None:
+            self._timer.close()
+
+    def _call(self) -> None:
+        try:
+            self.loop.call_from_thread(self.wake_all)
+        except RuntimeError:
+            pass  # the loop has ended, and everybody who waited with it
+
+    def wake_all(self) -> None:
+        """Wake the tasks of all errands that have something to say."""
         # First: who appends after the last look below must call again.
         self._called = False
         ready = self._ready
@@ -68,6 +108,7 @@ class Errand:
         function: What runs.
         name: What its task is called.
         context: The context variables that it runs with.
+        starts: Whether the thread is still to be started.
 
     Attributes:
         wakeup: What the waiting task waits for, if it does.
@@ -81,9 +122,11 @@ class Errand:
         self,
         thread: LoopThread,
         port: Port,
-        function: Callable[[], Awaitable[Any]],
+        function: Callable[[], Awaitable[Any]] | None,
         name: str,
         context: Context,
+        *,
+        starts: bool = False,
     ) -> None:
         self.thread = thread
         self.wakeup: Wakeup | None = None
@@ -92,6 +135,7 @@ class Errand:
         self.answered = False
         self.task: Background | None = None
         self._port = port
+        self._starts = starts
         self._function = function
         self._name = name
         self._context = context
@@ -109,8 +153,11 @@ class Errand:
         Cancelled, it cancels the function and waits for its end, though no longer than the
         thread seems to go on; `ended` tells whether it has come.
         """
-        if not self.thread.post(self._start):
+        if self._starts:
+            self.thread.start(self._start, self._fail)
+        elif not self.thread.post(self._start):
             raise RuntimeError(f"{self.thread.thread.name} has ended: its loop runs no more.")
+        self._port.begin()
         try:
             while not self.ended:
                 await self._next()
@@ -124,6 +171,7 @@ class Errand:
                 await self._end_early()
             raise
         finally:
+            self._port.under_way -= 1
             self.leave()
         return self._outcome()
 
@@ -193,11 +241,22 @@ class Errand:
     def _start(self) -> None:
         loop = self.thread.loop
         assert loop is not None
-        self.task = loop.spawn(self._run, self._name, self._context)
+        self.task = loop.run_in(self._context, self._run)
+
+    def _fail(self, error: BaseException) -> None:
+        """End it without a thread that could run it."""
+        self._error = error
+        self.ended = True
+        self._port.note_from_elsewhere(self)
+
+    def serve(self) -> Awaitable[Any]:
+        """Return what runs away."""
+        assert self._function is not None
+        return self._function()
 
     async def _run(self) -> None:
         try:
-            self._value = await self._function()
+            self._value = await self.serve()
         except BaseException as error:
             # Also a cancellation: this is the end of the task anyway.
             self._error = error
@@ -223,4 +282,4 @@ class Errand:
         """Let the waiting task look at what has changed; from any thread."""
         if not self._told:
             self._told = True
-            self._port.wake(self)
+            self._port.note(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import queue
 import sys
 import threading
@@ -47,28 +48,26 @@ class LoopThread:
         self.stack_size = stack_size
         self._backend = backend
         self._ended = ended
-        self._failure: BaseException | None = None
-        self._started: Callable[[], object] | None = None
+        self._first: Callable[[], object] | None = None
+        self._failed: Callable[[BaseException], object] | None = None
         self._stop: Wakeup | None = None
         self._stopped = self.over = False
         self._waiting: list[Callable[[], object]] = []
 
     # --- from outside -------------------------------------------------------------------------
 
-    async def start(self) -> None:
-        """Start the thread and wait for its event loop.
+    def start(
+        self, first: Callable[[], object], failed: Callable[[BaseException], object]
+    ) -> None:
+        """Start the thread.
 
-        Raises:
-            ThreadLimitError: The system gives no further thread.
-            Exception: The event loop could not be made.
+        Args:
+            first: Called in the thread as soon as its event loop runs.
+            failed: Called instead, from whichever thread, if it comes to none: with a
+                `ThreadLimitError` if the system gives no further thread.
         """
-        here = running_loop()
-        wakeup = here.wakeup()
-        self._started = partial(_call_in, here, wakeup.wake)
+        self._first, self._failed = first, failed
         _starter.start(self)
-        await wakeup
-        if self._failure is not None:
-            raise self._failure
 
     def post(self, function: Callable[[], object]) -> bool:
         """Call *function* in the thread, soon; return whether its loop still runs."""
@@ -126,17 +125,15 @@ class LoopThread:
 
     def start_failed(self, error: BaseException) -> None:
         """Note that the system has given no thread."""
-        self._failure = ThreadLimitError(
-            f"the system starts no further thread for a sandbox ({error}): there are "
-            f"{threading.active_count()} in this process. Raise the limit (`ulimit -u`, the "
-            "cgroup's pids.max), or lower max_size."
-        )
-        self._tell_started()
-
-    def _tell_started(self) -> None:
-        started, self._started = self._started, None
-        if started is not None:
-            started()
+        self.over = True
+        if self._failed is not None:
+            self._failed(
+                ThreadLimitError(
+                    f"the system starts no further thread for a sandbox ({error}): there are "
+                    f"{threading.active_count()} in this process. Raise the limit (`ulimit -u`, "
+                    "the cgroup's pids.max), or lower max_size."
+                )
+            )
 
     # --- in the thread ------------------------------------------------------------------------
 
@@ -146,13 +143,12 @@ class LoopThread:
         except AbandonedError:
             pass
         except BaseException as error:
-            if self.loop is None:
-                self._failure = error
+            if self.loop is None and self._failed is not None:
+                self._failed(error)
             else:
                 logger.exception("the event loop of %s has failed", self.thread.name)
         finally:
             self.over = True
-            self._tell_started()
             self._ended(self)
             for tell in self._waiting:
                 tell()
@@ -161,10 +157,11 @@ class LoopThread:
         loop = running_loop()
         self._stop = loop.wakeup()
         self.loop = loop
-        if self._stopped:
-            return
-        self._tell_started()
-        await self._stop
+        # Whoever stops it from now on wakes it; who did before is seen here.
+        if not self._stopped:
+            if self._first is not None:
+                self._first()
+            await self._stop
 
     def _wake_stop(self) -> None:
         if self._stop is not None:
@@ -185,7 +182,7 @@ def _how(backend: str) -> dict[str, Any]:
         return {"backend": "trio"}
     if backend == "uvloop":
         return {"backend": "asyncio", "backend_options": {"use_uvloop": True}}
-    if sys.platform == "win32":
+    if not hasattr(os, "eventfd"):  # only Linux has it
         return {"backend": "asyncio"}
     from ._quiet_loop import QuietLoop
 

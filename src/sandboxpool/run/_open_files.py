@@ -44,5 +44,5 @@ def check_files(wanted: int, what: str) -> None:
         raise ThreadLimitError(
             f"{what} needs {wanted} file descriptors, and {lowest} of the {limit} that this "
             "process may have are taken. Raise the limit (`ulimit -n 65536`), lower max_size, or "
-            "choose thread_backend='asyncio', whose sandboxes hold none until they use a socket."
+            "choose thread_backend='asyncio', which takes the fewest."
         )

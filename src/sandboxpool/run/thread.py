@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import sys
+import os
 from collections.abc import Awaitable, Mapping
 from contextvars import copy_context
 from functools import partial
@@ -28,7 +28,7 @@ from ._open_files import check_files
 logger = logging.getLogger("sandboxpool.threads")
 
 # File descriptors that an event loop holds from the start.
-_FILES = {"asyncio": 0 if sys.platform != "win32" else 3, "uvloop": 5, "trio": 3}
+_FILES = {"asyncio": 1 if hasattr(os, "eventfd") else 3, "uvloop": 5, "trio": 3}
 
 
 class ThreadSandbox:
@@ -189,13 +189,9 @@ class ThreadFactory:
         thread = LoopThread(
             f"{self._name} sandbox {next(self._numbers)}", backend, self._stack_size, self._ended
         )
-        try:
-            await thread.start()
-        except BaseException:
-            thread.stop()
-            raise
         make = inner.create if life is None else partial(inner.create_in, life)  # type: ignore[attr-defined]
-        errand = Errand(thread, port, make, f"create a sandbox of {self._name}", copy_context())
+        name = f"create a sandbox of {self._name}"
+        errand = Errand(thread, port, make, name, copy_context(), starts=True)
         try:
             made = await errand.run()
         except BaseException:
@@ -205,6 +201,7 @@ class ThreadFactory:
 
     def reset(self, sandbox: ThreadSandbox, /) -> Awaitable[None] | None:
         """Make a sandbox as it was after start-up."""
+        sandbox.call = None
         if not self._resets_in_thread:
             # Plain objects, which nobody uses now: that needs no crossing.
             return self.lease_owner.reset(sandbox.inner)
@@ -279,7 +276,7 @@ class ThreadFactory:
 
     def _end(self, thread: LoopThread, errand: Errand) -> None:
         """End a thread whose errand should have come to its end."""
-        if not errand.ended:
+        if not errand.ended and thread.loop is not None:
             self._abandon(thread)
         thread.stop()
 
