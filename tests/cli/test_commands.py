@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 import sandboxpool
 from sandboxpool import OptionError
 from sandboxpool.cli import _demo, _servers
-from sandboxpool.cli._demo import DemoError, Outcome, run_demo
+from sandboxpool.cli._demo import run_demo
+from sandboxpool.cli._demo_server import DemoError
 
 from .conftest import Served
 
@@ -99,23 +99,3 @@ def test_the_demo_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_demo, "find_spec", lambda name: name == "uvicorn" or None)
     with pytest.raises(DemoError, match=r"fastapi cannot .* sandboxpool\[cli,fastapi,uvicorn\]"):
         run_demo(seconds=1, users=2)
-
-
-@pytest.mark.parametrize(
-    ("plain", "wrapped", "code"),
-    [
-        (Outcome(answers=9, foreign=8), Outcome(answers=9), 0),
-        (Outcome(answers=9), Outcome(answers=9), 1),
-        (Outcome(answers=9, foreign=8), Outcome(answers=9, foreign=1), 1),
-        (Outcome(answers=9, foreign=8), Outcome(answers=9, failed=1), 1),
-        (Outcome(answers=9, foreign=8), Outcome(), 1),
-    ],
-)
-def test_the_demo_tells_by_its_exit_code(
-    plain: Outcome, wrapped: Outcome, code: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It ends with 0 only if the app leaked, and wrapped did not and lost nothing."""
-    assert _demo._report(Console(), plain, wrapped) == code
-    told = capsys.readouterr().out
-    assert ("How to go on" in told) == (code == 0)
-    assert ("please report it" in told) == (code == 1)

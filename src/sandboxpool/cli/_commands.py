@@ -114,20 +114,43 @@ def commands(ctx: click.Context) -> None:
 
 @commands.command()
 @click.option(
-    "--seconds", type=click.FloatRange(0.2), default=8.0, show_default=True, help="For each half."
+    "--seconds",
+    type=click.FloatRange(0.2),
+    default=3.0,
+    show_default=True,
+    help="How long users ask the app that leaks, each time.",
 )
 @click.option(
-    "--users", type=click.IntRange(2, 2000), default=100, show_default=True, help="At once."
+    "--users",
+    type=click.IntRange(2, 2000),
+    default=100,
+    show_default=True,
+    help="How many ask it at once.",
 )
-def demo(seconds: float, users: int) -> None:
-    """Show an app that leaks between its users, and the same app wrapped.
+@click.option(
+    "--blocked",
+    type=click.IntRange(0, 10_000),
+    show_default="2000, or what the limits of this machine allow",
+    help="How many ask the app that blocks at once; 0 leaves it out.",
+)
+@click.option(
+    "--sleep",
+    type=click.FloatRange(0.1, 60),
+    default=5.0,
+    show_default=True,
+    help="For how many seconds it blocks.",
+)
+def demo(seconds: float, users: int, blocked: int | None, sleep: float) -> None:
+    """Show an app that leaks, one that blocks, and both of them wrapped.
 
-    Starts it under uvicorn twice, sends requests of many users at once, and counts the answers
-    that carried the data of someone else.
+    Starts the first under uvicorn twice, sends requests of many users at once, and counts the
+    answers that carried the data of someone else. Then starts the second, lets many users ask at
+    once, and counts how many are answered in a second: as it is, with run_in="cooperative" and
+    with run_in="thread".
     """
     from ._demo import run_demo
 
-    sys.exit(run_demo(seconds=seconds, users=users))
+    sys.exit(run_demo(seconds=seconds, users=users, blocked=blocked, sleep=sleep))
 
 
 def _serve(app: str | None, server_args: tuple[str, ...], **values: Any) -> None:
