@@ -145,7 +145,8 @@ def drive(
     """
     context = getattr(run, "__self__", None) or getcurrent().gr_context
     idle = _idle.steppers
-    step, value = steps.send, None
+    send, throw = steps.send, steps.throw  # each look makes a new method, equal but not the same
+    step, value = send, None
     here: Stepper | None = None
     target: greenlet | None = None
     while True:
@@ -162,7 +163,7 @@ def drive(
                 here.blocked = None
                 here.parent = getcurrent()
                 # In the middle of a step: what came goes to whoever waits there.
-                outcome = target.throw(value) if step is steps.throw else target.switch(value)
+                outcome = target.throw(value) if step is throw else target.switch(value)
         finally:
             running.lease = outer
         target = here.blocked
@@ -187,9 +188,9 @@ def drive(
             _drop(here, target, steps, context)
             raise
         except BaseException as error:
-            step, value = steps.throw, error
+            step, value = throw, error
         else:
-            step = steps.send
+            step = send
 
 
 def _drop(here: Stepper | None, target: greenlet | None, steps: Any, context: Any) -> None:
