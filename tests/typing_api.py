@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from fastapi import FastAPI
+from flask import Flask
 from starlette.applications import Starlette
 from typing_extensions import assert_type
 
@@ -54,6 +55,10 @@ def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     return []
 
 
+def make_flask() -> Flask:
+    return Flask("shop")
+
+
 # --- what wrap() takes ------------------------------------------------------------------------
 
 assert_type(wrap(Starlette()), SandboxedApp)
@@ -68,6 +73,10 @@ assert_type(wrap(lambda: Starlette(), factory=True), SandboxedApp)
 assert_type(wrap(Starlette, factory=True), SandboxedApp)
 assert_type(wrap(make, factory=True, isolation="clone"), SandboxedApp)
 assert_type(wrap(raw, isolation="clone", lifespan="each", reset="fresh"), SandboxedApp)
+assert_type(wrap(wsgi, wsgi=True), SandboxedApp)
+assert_type(wrap(Flask("shop"), wsgi=True, run_in="thread"), SandboxedApp)
+assert_type(wrap(make_flask, factory=True, wsgi=True), SandboxedApp)
+assert_type(wrap("shop.main:app", wsgi=True), SandboxedApp)
 
 # --- and what it does not ---------------------------------------------------------------------
 
@@ -75,6 +84,9 @@ wrap(make)  # type: ignore[arg-type]
 wrap(lambda: Starlette())  # type: ignore[arg-type, misc]
 wrap(make_later)  # type: ignore[arg-type]
 wrap(wsgi)  # type: ignore[arg-type]
+wrap(Flask("shop"))  # type: ignore[arg-type]
+wrap(raw, wsgi=True)  # type: ignore[call-overload]
+wrap(wsgi, wsgi=True, isolation="clone")  # type: ignore[call-overload]
 wrap(make())
 wrap(make_later())  # type: ignore[call-overload]
 wrap(raw, factory=True)  # type: ignore[call-overload]

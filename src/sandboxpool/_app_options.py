@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Any, Literal, TypedDict
 
 import attrs
@@ -59,13 +59,15 @@ class WrapOptions(TypedDict, total=False):
 class AppOptions:
     """What a `SandboxedApp` needs to know besides its app and its pool.
 
-    Durations are seconds; what they mean is documented at `wrap()`.
+    Durations are seconds; what they mean is documented at `wrap()`. `abandoned` are the worker
+    threads that calls of a WSGI app have left behind.
     """
 
     name: str
     isolation: str
     run_in: str
     pool: Mapping[str, Any]
+    abandoned: Collection[object]
     execution_timeout: float | None
     slow_after: float | None
     stall_after: float | None

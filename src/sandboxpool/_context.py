@@ -56,6 +56,7 @@ class RequestLease:
         interruption: Can cancel the call of the app.
         steps: The running call of the app; its stack shows where it is.
         blocked: The greenlet of a cooperative request that waits in the middle of a step.
+        worker: The id of the thread that runs a WSGI app for it; 0 for none.
         serving: What serves the request; told when the deadline is moved.
         watched: Whether the watchdog knows of it.
         ended: Whether the lease is over.
@@ -72,6 +73,7 @@ class RequestLease:
     interruption: Any = None
     steps: Any = None
     blocked: Any = None
+    worker = 0
     _values: dict[str, Any] | None = None
     _lock: threading.RLock | None = None
     _deferred: Deferred | None = None

@@ -392,7 +392,7 @@ def statistics_of(
         refused=counters.refused,
         cut_off=counters.cut_off,
         hung_up=counters.hung_up,
-        abandoned=getattr(pool.factory, "abandoned", 0),
+        abandoned=getattr(pool.factory, "abandoned", 0) + len(options.abandoned),
         stalls=counters.stalls + (monitor.stalls if monitor else 0),
         pool=pool.statistics(),
         oldest=oldest,

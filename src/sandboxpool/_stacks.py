@@ -19,6 +19,8 @@ def stack_of(lease: RequestLease) -> str:
     It follows what each coroutine awaits. The children of a task group are other tasks, which
     can be told from here only by the frame that waits for them.
     """
+    if lease.worker:
+        return stack_of_thread(lease.worker)[0]
     elsewhere = getattr(lease.sandbox, "stack_of_call", None)
     if elsewhere is not None:  # it runs in a thread of its own
         stack: str = elsewhere()

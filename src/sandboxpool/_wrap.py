@@ -271,9 +271,10 @@ def wrap(
         "middleware": _policies(middleware),
         "name": name,
     }
+    abandoned: set[Any] = set()
     if wsgi:
         sandboxes, kind = _isolate_wsgi(
-            loaded, run_in=run_in, max_abandoned=max_abandoned, **private
+            loaded, run_in=run_in, abandoned=abandoned, max_abandoned=max_abandoned, **private
         )
     else:
         sandboxes, kind = _isolate(
@@ -326,6 +327,7 @@ def wrap(
         isolation=kind,
         run_in=run_in,
         pool=pool,
+        abandoned=abandoned,
         execution_timeout=execution_timeout,
         slow_after=slow_after,
         stall_after=stall_after,
@@ -402,6 +404,7 @@ def _isolate_wsgi(
     keep: tuple[str, ...],
     share: tuple[str, ...],
     middleware: dict[Any, str],
+    abandoned: set[Any],
     max_abandoned: int | None,
     name: str,
 ) -> tuple[SandboxFactory, str]:
@@ -423,7 +426,8 @@ def _isolate_wsgi(
 
     threads = None
     if run_in != "cooperative":
-        threads = WorkerThreads(name, waits=run_in == "thread", max_abandoned=max_abandoned)
+        in_sandbox = run_in == "thread"
+        threads = WorkerThreads(name, abandoned, max_abandoned, in_sandbox=in_sandbox)
     # WSGI knows no lifespan.
     common: dict[str, Any] = {"lifespan": "off", "name": name}
     if factory:

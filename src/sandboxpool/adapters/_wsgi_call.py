@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 import anyio.lowlevel
 
+from sandboxpool._context import RequestLease
 from sandboxpool._loop import running_loop
 from sandboxpool._read_ahead import ReadAhead
 from sandboxpool._types import Message, Receive, Scope, Send, WSGIApp
@@ -41,9 +42,13 @@ class WSGICall:
         scope: The ASGI scope.
         receive: The server's.
         send: The server's.
+
+    Attributes:
+        lease: That of the request, if it has one.
     """
 
     def __init__(self, app: WSGIApp, name: str, scope: Scope, receive: Receive, send: Send) -> None:
+        self.lease: RequestLease | None = scope.get("sandboxpool.lease")
         self._app = app
         self._name = name
         self._scope = scope

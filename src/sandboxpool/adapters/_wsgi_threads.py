@@ -14,7 +14,7 @@ import anyio.from_thread
 import anyio.lowlevel
 import anyio.to_thread
 
-from sandboxpool._loop import Loop, Wakeup, running_loop
+from sandboxpool._loop import Loop, Wakeup, running_backend, running_loop
 from sandboxpool._stacks import stack_of_thread
 
 from ._wsgi_call import WSGICall
@@ -48,19 +48,19 @@ class WorkerThreads:
 
     Args:
         name: What logs call the app.
-        waits: Whether a call that is cut off goes on until its thread has come to its end, so
-            that whoever cut it off sees that it did not stop. Otherwise it ends at once, and the
-            thread is left behind.
-        max_abandoned: Threads that may be left behind, `None` for no limit.
-
-    Attributes:
         abandoned: The threads that were left behind and have not come to their end yet.
+        max_abandoned: How many of those there may be, `None` for no limit.
+        in_sandbox: Whether the loop is that of a sandbox in a thread of its own. A call that is
+            cut off goes on there until its worker thread has come to its end, for that sandbox
+            is left behind with all of its threads. Otherwise the worker thread alone is.
     """
 
-    def __init__(self, name: str, *, waits: bool, max_abandoned: int | None = None) -> None:
-        self.abandoned: set[Errand] = set()
+    def __init__(
+        self, name: str, abandoned: set[Errand], max_abandoned: int | None, *, in_sandbox: bool
+    ) -> None:
+        self.abandoned = abandoned
         self._name = name
-        self._waits = waits
+        self._in_sandbox = in_sandbox
         self._max_abandoned = max_abandoned
 
     @property
@@ -71,9 +71,11 @@ class WorkerThreads:
     async def run(self, call: WSGICall) -> None:
         """Run a call of a WSGI app to its end."""
         errand = Errand(call, self.abandoned)
+        # With Trio nobody can tell that a thread of the sandbox is busy.
+        waits = self._in_sandbox and running_backend() == "asyncio"
         try:
             await anyio.to_thread.run_sync(
-                errand.run, abandon_on_cancel=not self._waits, limiter=unlimited()
+                errand.run, abandon_on_cancel=not waits, limiter=unlimited()
             )
         except CutOffError:
             # Cancelled by a scope, of which the thread was told before this task was.
@@ -81,7 +83,7 @@ class WorkerThreads:
             raise
         except BaseException:
             if errand.cut_off():
-                if self._waits:
+                if waits:
                     await errand.wait()
                 else:
                     self._abandon(errand)
@@ -131,9 +133,14 @@ class Errand:
         if not self._turn.acquire(blocking=False):
             return
         self.thread_id = threading.get_ident()
+        lease = self._call.lease
+        if lease is not None:
+            lease.worker = self.thread_id  # for those who ask where it is
         try:
             self._call.run(self._await)
         finally:
+            if lease is not None:
+                lease.worker = 0
             self.ended = True
             self._abandoned.discard(self)
             # Looked at only now: the loop looks at `ended` after it has set this.

@@ -1,0 +1,1 @@
+"""WSGI apps, wrapped."""
