@@ -58,7 +58,8 @@ def _frames_up(frame: FrameType | None) -> list[tuple[FrameType, int]]:
 
 def is_waiting(frame: FrameType) -> bool:
     """Tell whether the innermost frame is the loop's own wait for I/O."""
-    return frame.f_code.co_name in ("select", "_run_once", "get_events", "get_next_task") and (
+    names = ("select", "wait", "_run_once", "get_events", "get_next_task")
+    return frame.f_code.co_name in names and (
         "selectors" in frame.f_code.co_filename
         or "_quiet_loop" in frame.f_code.co_filename
         or "asyncio" in frame.f_code.co_filename
