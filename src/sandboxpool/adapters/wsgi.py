@@ -140,10 +140,10 @@ class GatewayFactory:
             AppTypeError: The factory returned no WSGI app, or one that it returned before.
         """
         if self._threads is None:
-            made = self._make_one()
+            (made,) = self._make_one()
         else:
             # In the thread in which a sandbox with a thread of its own runs the app, too.
-            made = await anyio.to_thread.run_sync(self._make_one, limiter=unlimited())
+            (made,) = await anyio.to_thread.run_sync(self._make_one, limiter=unlimited())
         if isawaitable(made):
             made = await made
         check_app(made, f"what {self._name} returned", wsgi=True)
@@ -158,9 +158,9 @@ class GatewayFactory:
         gateway.remember()
         return gateway
 
-    def _make_one(self) -> Any:
+    def _make_one(self) -> tuple[Any]:
         with self._one_at_a_time:
-            return self._make()
+            return (self._make(),)  # Trio refuses to bring a bare coroutine from a thread
 
 
 async def _run_here(call: WSGICall) -> None:
