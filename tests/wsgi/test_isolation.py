@@ -410,7 +410,7 @@ async def test_broken_factories(
 ) -> None:
     """A factory that makes no new WSGI app is named, with what to write instead."""
     with pytest.raises((FactoryError, AppTypeError)) as caught:
-        async with opened(make, run_in, factory=True, min_size=2, max_size=2):
+        async with opened(make, run_in, factory=True, min_size=2, max_creating=1):
             pass
     errors: list[BaseException | None] = [caught.value]
     while errors[-1] is not None:
