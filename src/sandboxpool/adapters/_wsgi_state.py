@@ -11,6 +11,9 @@ from typing import Any
 from sandboxpool.isolation._data import CONTAINERS, SCALARS
 from sandboxpool.isolation._restore import Wild
 
+# Under these names middleware of Django holds what comes after it, which is no WSGI app.
+_NEXT = frozenset({"get_response", "_middleware_chain"})
+
 
 class AppState:
     """The attributes of a WSGI app, and of the WSGI apps that it wraps, as they are now.
@@ -43,7 +46,6 @@ class AppState:
     def _watch(self, value: Any, *, is_app: bool = False) -> None:
         if type(value) in SCALARS or id(value) in self._seen:
             return
-        self._seen[id(value)] = value
         if type(value) in CONTAINERS or isinstance(value, dict):
             self._watch_container(value)
         elif type(value) is MethodType:
@@ -55,17 +57,22 @@ class AppState:
         elif type(value) is FunctionType:
             if is_app or _takes_two(value):
                 self._watch_attributes(value)
-                # Middleware closes over the next app. What else it closes over, it keeps.
-                for cell in value.__closure__ or ():
-                    content = _content(cell)
-                    if type(content) not in CONTAINERS and not isinstance(content, dict):
-                        self._watch(content)
+                self._watch_closure(value)
         elif not isinstance(value, type) and (
             is_app or _takes_two(getattr_static(type(value), "__call__", None), bound=True)
         ):
             self._watch_attributes(value)
 
+    def _watch_closure(self, function: FunctionType) -> None:
+        # Middleware closes over the next app. What else it closes over, it keeps.
+        cells = function.__closure__ or ()
+        for name, cell in zip(function.__code__.co_freevars, cells, strict=True):
+            content = _content(cell)
+            if type(content) not in CONTAINERS and not isinstance(content, dict):
+                self._watch(content, is_app=name in _NEXT)
+
     def _watch_attributes(self, value: Any) -> None:
+        self._seen[id(value)] = value
         try:
             values: dict[str, Any] = object.__getattribute__(value, "__dict__")
         except AttributeError:
@@ -73,10 +80,11 @@ class AppState:
         self._wild.watch_dict(values)
         self._wild.watch_owner(value, values)
         self._namespaces.append((type(value), values))
-        for item in list(values.values()):
-            self._watch(item)
+        for name, item in list(values.items()):
+            self._watch(item, is_app=name in _NEXT)
 
     def _watch_container(self, value: Any) -> None:
+        self._seen[id(value)] = value
         if type(value) in CONTAINERS:
             if type(value) is not tuple:
                 self._wild.watch_container(value)
