@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import anyio
@@ -140,6 +141,19 @@ async def test_echo(run_in: str) -> None:
                     while not connection.body.endswith(line.upper()):  # noqa: ASYNC110
                         await anyio.sleep(0.001)
     assert connection.body.count(b"LINE") == 5
+
+
+@pytest.mark.parametrize("run_in", ["loop", "thread"])
+async def test_reading_in_another_thread(run_in: str) -> None:
+    """Where an app runs in a thread, threads that it starts may read the body, too."""
+
+    def app(environ: dict[str, Any], start_response: StartResponse) -> list[bytes]:
+        with ThreadPoolExecutor(1) as pool:
+            body = pool.submit(environ["wsgi.input"].read).result()
+        start_response("200 OK", [])
+        return [body.upper()]
+
+    assert (await ask(app, run_in, body=[b"some", b"thing"])).body == b"SOMETHING"
 
 
 @each_way

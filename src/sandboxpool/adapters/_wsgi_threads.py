@@ -123,6 +123,8 @@ class Errand:
         # Taken by the thread when it begins, or by the loop, so that it never does.
         self._turn = threading.Lock()
         self._over = False
+        # Given each time, so that threads of the app's own may read and send as well.
+        self._token = anyio.lowlevel.current_token()
         self._crossing: anyio.CancelScope | None = None
         self._waiting: tuple[Loop, Wakeup] | None = None
 
@@ -150,7 +152,7 @@ class Errand:
 
     def _await(self, function: Callable[..., Awaitable[T]], /, *args: Any) -> T:
         try:
-            result: T = anyio.from_thread.run(self._cross, function, args)
+            result: T = anyio.from_thread.run(self._cross, function, args, token=self._token)
         except CancelledError:
             result = _CUT_OFF
         if result is _CUT_OFF:
