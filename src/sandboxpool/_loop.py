@@ -84,7 +84,7 @@ class Loop(Protocol):
         ...
 
     def run_in(
-        self, context: Context, function: Callable[[], Coroutine[Any, Any, None]]
+        self, context: Context, function: Callable[[], Coroutine[Any, Any, None]], name: str
     ) -> Background:
         """Run *function* as a task in *context*, or in a copy of it; it must not raise.
 

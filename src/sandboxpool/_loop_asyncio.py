@@ -55,7 +55,7 @@ class AsyncioLoop:
         return _AsyncioBackground(task)
 
     def run_in(
-        self, context: Context, function: Callable[[], Coroutine[Any, Any, None]]
+        self, context: Context, function: Callable[[], Coroutine[Any, Any, None]], name: str
     ) -> Background:
         if _TAKES_CONTEXT:
             task = self._loop.create_task(function(), context=context)

@@ -60,9 +60,9 @@ class TrioLoop:
         return background
 
     def run_in(
-        self, context: Context, function: Callable[[], Coroutine[Any, Any, None]]
+        self, context: Context, function: Callable[[], Coroutine[Any, Any, None]], name: str
     ) -> Background:
-        return self.spawn(function, "sandboxpool", context)
+        return self.spawn(function, name, context)
 
     def timer(self, function: Callable[[], None]) -> Timer:
         return _TrioTimer(self, function)

@@ -204,6 +204,7 @@ class Pool(Generic[T]):
         self._timer: Timer | None = None
         self._timer_at = inf
         self._filling: Wakeup | None = None
+        self._filling_error: BaseException | None = None
         self._creators: dict[Slot[T], Background | None] = {}
         self._watchers: list[tuple[set[Slot[T]], Wakeup]] = []
         self._closing: Wakeup | None = None
@@ -249,8 +250,10 @@ class Pool(Generic[T]):
             if not self._filled():
                 await self._filling
             self._filling = None
-            if slots.last_create_error is not None and not self._filled():
-                raise self._create_error(slots.last_create_error) from slots.last_create_error
+            # The one that ended the wait: another create may have succeeded since then.
+            failed, self._filling_error = self._filling_error, None
+            if failed is not None and not self._filled():
+                raise self._create_error(failed) from failed
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self.aclose(0)
@@ -579,6 +582,7 @@ class Pool(Generic[T]):
         if self._filling is not None and (
             slots.closed or slots.last_create_error is not None or self._filled()
         ):
+            self._filling_error = self._filling_error or slots.last_create_error
             self._filling.wake()
         if self._timer is not None and not slots.closed:
             now = self.clock()

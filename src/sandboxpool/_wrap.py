@@ -122,7 +122,7 @@ def wrap(
     defer_timeout: float | None = 5.0,
     hooks: Iterable[str] = (),
     thread_backend: str = "auto",
-    thread_stack_size: int = 512 * 1024,
+    thread_stack_size: int = 4 * 1024 * 1024,
     max_abandoned: int | None = 100,
     isolate_context: bool = True,
     gc_freeze: bool = False,
@@ -204,7 +204,8 @@ def wrap(
         thread_backend: The event loop in the threads of `run_in="thread"`: `"asyncio"`,
             `"uvloop"`, `"trio"`; `"auto"` is the one of the server.
         thread_stack_size: Bytes of address space for the stack of such a thread. Only what is
-            used of it takes memory.
+            used of it takes memory; with less than the default, code that recurses through C up
+            to Python's own limit can crash the process.
         max_abandoned: Threads that may be left behind because what they run does not stop when
             it is cut off. As long as so many are, no further sandbox is made. `None` for no limit.
         isolate_context: Whether context variables that the app sets are kept from the server's

@@ -138,6 +138,28 @@ async def test_exhausted_because_creates_fail(caplog: pytest.LogCaptureFixture) 
     assert "pool 'db': create failed: OSError: no database" in caplog.text
 
 
+async def test_open_fails_beside_a_success() -> None:
+    """A create that fails while the pool opens is reported, though another succeeds after it."""
+    both, failed = anyio.Event(), anyio.Event()
+    begun = 0
+
+    async def create() -> None:
+        nonlocal begun
+        turn, begun = begun, begun + 1
+        if turn == 0:
+            await both.wait()
+            # The other one ends in the same instant, before whoever opens the pool is woken.
+            failed.set()
+            raise OSError("no database")
+        both.set()
+        await failed.wait()
+
+    pool = Pool(Maker(create=create), name="db", min_size=2)
+    with pytest.raises(FactoryError) as caught:
+        await pool.open()
+    assert isinstance(caught.value.__cause__, OSError)
+
+
 async def test_open_fails(caplog: pytest.LogCaptureFixture) -> None:
     """A first item that cannot be made: `open` says why, and the pool is closed."""
     hang = False

@@ -7,6 +7,7 @@ and lets the other loop know, which takes it up when it comes to it.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextvars import Context
@@ -17,7 +18,7 @@ import anyio
 
 from sandboxpool._loop import Background, Loop, Timer, Wakeup
 
-from ._loop_thread import LoopThread
+from ._loop_thread import AbandonedError, LoopThread
 
 # Seconds between two looks of a loop after threads that block in the middle of a step.
 _LOOKS_EVERY = 0.01
@@ -25,7 +26,7 @@ _LOOKS_EVERY = 0.01
 # by then is taken to block.
 _ANSWERS_WITHIN = 0.1
 # Seconds that code which was cancelled gets for its clean-up before its caller goes on.
-_CLEANS_UP_WITHIN = 1.0
+_CLEANS_UP_WITHIN = 0.5
 
 
 class Port:
@@ -140,7 +141,7 @@ class Errand:
         self._name = name
         self._context = context
         self._afterwards: list[Callable[[], Awaitable[None]]] = []
-        self._over = False
+        self._over = self._was_stopped = False
         self._told = False
         self._value: Any = None
         self._error: BaseException | None = None
@@ -218,30 +219,31 @@ class Errand:
                         await self.handle()
                 except anyio.get_cancelled_exc_class():
                     self.thread.post(self._cancel)  # whoever cancels again insists
+            await self.handle()  # what it has said in the end
 
     def goes_on(self) -> bool:
         """Tell whether the thread has taken note of the cancellation and blocks nowhere."""
-        return self.ended or (self.answered and not self.thread.busy_workers())
+        return self.answered and not self.thread.busy_workers()
 
     def _outcome(self) -> Any:
         error, self._error = self._error, None
         if error is None:
             return self._value
-        if isinstance(error, (anyio.get_cancelled_exc_class(), Exception)):
-            try:
-                raise error
-            finally:
-                del error  # its traceback leads here
-        if isinstance(error, KeyboardInterrupt | SystemExit):
+        try:
+            if self._was_stopped and not isinstance(error, anyio.get_cancelled_exc_class()):
+                # By its own loop, whose cancellations mean nothing to this one.
+                raise RuntimeError(f"{self._name} was cancelled in its own event loop") from error
             raise error
-        raise RuntimeError(f"{self._name} was stopped in its own loop: {error!r}") from error
+        finally:
+            del error  # its traceback leads here
 
     # --- away ---------------------------------------------------------------------------------
 
     def _start(self) -> None:
         loop = self.thread.loop
         assert loop is not None
-        self.task = loop.run_in(self._context, self._run)
+        _name_backend(self._context, loop.backend)
+        self.task = loop.run_in(self._context, self._run, self.thread.thread.name)
 
     def _fail(self, error: BaseException) -> None:
         """End it without a thread that could run it."""
@@ -260,6 +262,7 @@ class Errand:
         except BaseException as error:
             # Also a cancellation: this is the end of the task anyway.
             self._error = error
+            self._was_stopped = isinstance(error, (anyio.get_cancelled_exc_class(), AbandonedError))
         self.ended = True
         self.tell()
         while self._afterwards:
@@ -283,3 +286,12 @@ class Errand:
         if not self._told:
             self._told = True
             self._port.note(self)
+
+
+def _name_backend(context: Context, backend: str) -> None:
+    """Let anyio find the right backend in a context that comes from another one's loop."""
+    sniffio = sys.modules.get("sniffio")
+    if sniffio is not None:
+        variable = sniffio.current_async_library_cvar
+        if context.get(variable) not in (None, backend):
+            context.run(variable.set, backend)

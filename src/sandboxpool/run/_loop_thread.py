@@ -17,6 +17,7 @@ import anyio
 
 from sandboxpool._exceptions import ThreadLimitError
 from sandboxpool._loop import Loop, Wakeup, running_loop
+from sandboxpool._stacks import is_waiting
 
 logger = logging.getLogger("sandboxpool.threads")
 
@@ -56,9 +57,7 @@ class LoopThread:
 
     # --- from outside -------------------------------------------------------------------------
 
-    def start(
-        self, first: Callable[[], object], failed: Callable[[BaseException], object]
-    ) -> None:
+    def start(self, first: Callable[[], object], failed: Callable[[BaseException], object]) -> None:
         """Start the thread.
 
         Args:
@@ -89,11 +88,15 @@ class LoopThread:
             await wakeup
 
     def interrupt(self) -> None:
-        """Raise `AbandonedError` in the thread, and in the worker threads of its loop.
+        """Raise `AbandonedError` in what does not stop: busy workers, the thread if it blocks.
 
-        A thread that blocks gets it when it runs Python code again.
+        Whoever blocks gets it when it runs Python code again.
         """
-        for thread in (self.thread, *self.workers()):
+        stuck = self.busy_workers()
+        frame = sys._current_frames().get(self.thread.ident or 0)
+        if not stuck or (frame is not None and not is_waiting(frame)):
+            stuck.append(self.thread)
+        for thread in stuck:
             if thread.ident is not None:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
                     ctypes.c_ulong(thread.ident), ctypes.py_object(AbandonedError)
@@ -101,13 +104,12 @@ class LoopThread:
         self.post(bool)  # a loop that only waits runs no Python code by itself
 
     def workers(self) -> list[threading.Thread]:
-        """Return the worker threads that the loop has started.
-
-        Trio's cannot be told from those of others.
-        """
+        """Return the worker threads that the loop has started, as far as that is to be seen."""
         native = getattr(self.loop, "native", None)
         if native is None:
-            return []
+            # Trio names them after the task that calls, and our tasks after the thread.
+            mine = f" from {self.thread.name}"
+            return [thread for thread in threading.enumerate() if thread.name.endswith(mine)]
         pool: Any = getattr(native, "_default_executor", None)  # of asyncio.to_thread()
         found: set[threading.Thread] = set(getattr(pool, "_threads", ()))
         # anyio's worker threads say whose they are.

@@ -7,9 +7,12 @@ import os
 from collections.abc import Awaitable, Mapping
 from contextvars import copy_context
 from functools import partial
+from importlib.util import find_spec
 from inspect import isawaitable
 from itertools import count
 from typing import Any
+
+import anyio
 
 from sandboxpool._context import RequestLease
 from sandboxpool._deferred import run_deferred
@@ -27,6 +30,8 @@ from ._open_files import check_files
 
 logger = logging.getLogger("sandboxpool.threads")
 
+# Seconds between two looks after worker threads that do not stop.
+_LOOKS_EVERY = 0.05
 # File descriptors that an event loop holds from the start.
 _FILES = {"asyncio": 1 if hasattr(os, "eventfd") else 3, "uvloop": 5, "trio": 3}
 
@@ -69,7 +74,7 @@ class ThreadSandbox:
         try:
             return await call.run()
         finally:
-            if not call.ended and not call.goes_on():
+            if call.cancelled and not call.goes_on():
                 self._factory.abandon(self)
 
     def reset(self) -> Awaitable[None] | None:
@@ -129,11 +134,16 @@ class ThreadFactory:
         inner: SandboxFactory,
         *,
         backend: str = "auto",
-        stack_size: int = 512 * 1024,
+        stack_size: int = 4 * 1024 * 1024,
         max_abandoned: int | None = 100,
         resets_in_thread: bool = True,
         name: str = "app",
     ) -> None:
+        if backend in ("uvloop", "trio") and not _can_be_imported(backend):
+            raise ImportError(
+                f"thread_backend={backend!r} needs {backend}, which is not installed: "
+                f"pip install {backend}."
+            )
         self.lease_owner = inner
         self._backend = backend
         self._stack_size = stack_size
@@ -272,7 +282,13 @@ class ThreadFactory:
         call = sandbox.call
         assert call is not None
         self._abandon(sandbox.thread, sandbox.stack_of_call())
-        call.then(partial(self._destroy, sandbox))
+        call.then(partial(self._destroy_abandoned, sandbox))
+
+    async def _destroy_abandoned(self, sandbox: ThreadSandbox) -> None:
+        # The call may be over, and a worker thread of it be still running.
+        while sandbox.thread.busy_workers():  # noqa: ASYNC110 - nobody tells when they end
+            await anyio.sleep(_LOOKS_EVERY)
+        await self._destroy(sandbox)
 
     def _end(self, thread: LoopThread, errand: Errand) -> None:
         """End a thread whose errand should have come to its end."""
@@ -302,6 +318,13 @@ class ThreadFactory:
         if thread in self._abandoned:
             self._abandoned.discard(thread)
             logger.info("%s, which was abandoned, has ended", thread.thread.name)
+
+
+def _can_be_imported(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ValueError:  # somebody has forbidden it, by an entry in `sys.modules`
+        return False
 
 
 def _backend_here() -> str:
