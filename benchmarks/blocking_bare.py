@@ -15,7 +15,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
         raise NotImplementedError  # uvicorn goes on without the lifespan
     body = b'{"hello":"world"}'
     if scope["path"] == "/block":
-        time.sleep(SLEEP)  # noqa: ASYNC251 # what all this is about
+        time.sleep(SLEEP)
         body = b'{"waited":5}'
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})

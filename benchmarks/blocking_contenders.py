@@ -56,7 +56,7 @@ def _ours(
     if "cooperative" in factory:
         needs.append("greenlet")
     if "wsgi" in factory:
-        needs += ["flask", "a2wsgi"]
+        needs.append("flask")
     return Contender(name, label, path, lambda at_once: command, tuple(needs), ours=True)
 
 
@@ -73,7 +73,8 @@ def _granian(at_once: int) -> Command:
     return (
         *(sys.executable, "-m", "granian", FLASK, "--interface", "wsgi", "--host", "127.0.0.1"),
         *("--port", PORT, "--workers", "1", "--blocking-threads", str(at_once), "--http", "1"),
-        *("--no-ws", "--backlog", "4096", "--backpressure", "20000"),
+        # As many requests at a time as there are threads, or they get in each other's way.
+        *("--no-ws", "--backlog", "4096", "--backpressure", str(at_once)),
     )
 
 
@@ -91,7 +92,8 @@ THREAD, THREAD_ASYNCIO, THREAD_UVLOOP, THREAD_DEF, COOPERATIVE = (
     _ours("thread-def", 'run_in="thread", def', "thread_asyncio", path="/def"),
     _ours("cooperative", 'run_in="cooperative", async def', "cooperative"),
 )
-WSGI_THREAD, WSGI_COOPERATIVE = (
+WSGI_LOOP, WSGI_THREAD, WSGI_COOPERATIVE = (
+    _ours("wsgi-loop", 'run_in="loop", Flask', "wsgi_loop"),
     _ours("wsgi-thread", 'run_in="thread", Flask', "wsgi_thread"),
     _ours("wsgi-cooperative", 'run_in="cooperative", Flask', "wsgi_cooperative"),
 )
@@ -133,7 +135,7 @@ COOPERATIVE_BARE = _ours(
 PLAIN = (AWAIT, BLOCK, DEF, LIMITER)
 OURS = (
     *(THREAD, THREAD_ASYNCIO, THREAD_UVLOOP, THREAD_DEF),
-    *(COOPERATIVE, WSGI_THREAD, WSGI_COOPERATIVE),
+    *(COOPERATIVE, WSGI_LOOP, WSGI_THREAD, WSGI_COOPERATIVE),
 )
 RIVALS = (GTHREAD, GEVENT, A2WSGI, GRANIAN)
-MANY = (GEVENT, COOPERATIVE, GEVENT_BARE, COOPERATIVE_BARE)
+MANY = (AWAIT, GEVENT, COOPERATIVE, GEVENT_BARE, COOPERATIVE_BARE)

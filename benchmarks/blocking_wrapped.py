@@ -41,8 +41,14 @@ def cooperative_bare() -> Any:
     return sandboxpool.wrap(_BARE, run_in="cooperative", stats="/stats", **_sizes())
 
 
+def wsgi_loop() -> Any:
+    return sandboxpool.wrap(_FLASK, factory=True, wsgi=True, run_in="loop", **_sizes())
+
+
 def wsgi_thread() -> Any:
-    return sandboxpool.wrap(_FLASK, factory=True, wsgi=True, run_in="thread", **_sizes())
+    return sandboxpool.wrap(
+        _FLASK, factory=True, wsgi=True, run_in="thread", thread_backend="asyncio", **_sizes()
+    )
 
 
 def wsgi_cooperative() -> Any:
