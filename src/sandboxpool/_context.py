@@ -55,7 +55,8 @@ class RequestLease:
         answered: The type of the message that began the app's answer, or `None`.
         interruption: Can cancel the call of the app.
         steps: The running call of the app; its stack shows where it is.
-        blocked: The greenlet of a cooperative request that waits in the middle of a step.
+        blocked: The stack of a cooperative request that waits in the middle of a step, the last
+            one if there are several.
         worker: The id of the thread that runs a WSGI app for it; 0 for none.
         serving: What serves the request; told when the deadline is moved.
         watched: Whether the watchdog knows of it.

@@ -11,6 +11,7 @@ from typing import Any
 from ._context import RequestLease
 
 _FRAMES = 12  # the innermost ones; those of servers and frameworks say little
+_SWITCHES = "sandboxpool.run.cooperative"  # its frames say nothing
 
 
 def stack_of(lease: RequestLease) -> str:
@@ -26,7 +27,7 @@ def stack_of(lease: RequestLease) -> str:
         stack: str = elsewhere()
         return stack
     if lease.blocked is not None:
-        return _format(_frames_up(lease.blocked.gr_frame))
+        return _format(_frames_of(lease.blocked))
     return stack_of_steps(lease.steps)
 
 
@@ -44,6 +45,16 @@ def stack_of_thread(thread_id: int) -> tuple[str, list[FrameType]]:
     """Return the stack of a running thread, and its frames, outermost first."""
     frames = _frames_up(sys._current_frames().get(thread_id))
     return _format(frames), [frame for frame, _ in frames]
+
+
+def _frames_of(blocked: Any) -> list[tuple[FrameType, int]]:
+    """Return the frames of a stack that waits in the middle of a step, outermost first."""
+    greenlet = blocked.waiting
+    frames = _frames_up(greenlet.gr_frame)
+    while greenlet is not blocked:  # the app has made a greenlet of its own, inside of that stack
+        greenlet = greenlet.parent
+        frames[:0] = _frames_up(greenlet.gr_frame)
+    return [pair for pair in frames if pair[0].f_globals.get("__name__") != _SWITCHES]
 
 
 def _frames_up(frame: FrameType | None) -> list[tuple[FrameType, int]]:

@@ -9,61 +9,79 @@ while a step of it runs or blocks. A call that awaits needs none, so that the id
 there are thousands, cost what they cost without this.
 
 No event loop is patched: the loop sees ordinary tasks. Those that a request starts are run in the
-same way, by `CooperativeTasks`.
+same way, see `CooperativeTasks`.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from types import coroutine
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from greenlet import GreenletExit, getcurrent, greenlet
+from greenlet import getcurrent, greenlet
 
-from sandboxpool._context import RequestLease, current
+from sandboxpool._context import RequestLease
 
 from .loop import Running, steps_of
 
 T = TypeVar("T")
 
-# Stacks that are kept for the next step, in each thread: a new one costs some microseconds, an
-# idle one some 17 kB.
+# Stacks that each thread keeps for the next step: a new one costs some microseconds, an idle one
+# some 17 kB.
 _KEPT_AT_MOST = 64
+
+_CAN_BE_EAGER = sys.version_info >= (3, 12)
 
 
 class Stepper(greenlet):
     """A stack on which steps run, one after the other.
 
-    Its parent is whoever resumes it, which may be another stack each time.
+    Everything is passed through attributes and not as arguments of `switch()`: those would be
+    held by a stack that waits for its next step, and with them what they belong to.
 
     Attributes:
-        blocked: The greenlet that waits in the middle of a step: this one, or one that the
-            app's own code has made inside of it (SQLAlchemy does). `None` between steps.
+        step: What to call; `None` once it has returned.
+        value: What to call it with, later what it returned: what to yield to the event loop, or
+            what the whole call has returned. While a step blocks, what to yield for it, and then
+            what came back.
+        returned: Whether the whole call has returned.
+        waiting: The greenlet that waits in the middle of the step: this one, or one that the
+            app's own code has made inside of it (SQLAlchemy does).
+        raises: Whether what came back is to be raised there.
     """
 
-    blocked: greenlet | None = None
+    __slots__ = ("raises", "returned", "step", "value", "waiting")
 
-    def run(self, step: Callable[[Any], Any], value: Any) -> None:
-        """Run steps until the stack is dropped."""
-        while True:
-            try:
-                outcome = step(value)
-            except GreenletExit:
-                return
-            except BaseException as error:
-                outcome = _Raised(error)
-            del step, value
-            step, value = self.parent.switch(outcome)
+    def __init__(self) -> None:
+        super().__init__(_run_steps)
+        self.step: Callable[[Any], Any] | None = None
+        self.value: Any = None
+        self.returned = False
+        self.waiting: greenlet | None = None
+        self.raises = False
 
 
-class _Raised:
-    """What came out of a step instead of a value to yield."""
+def _run_steps() -> None:
+    """Run steps on the running stack until one raises; who has switched to it gets that."""
+    # Neither here nor below, in `await_()`, may the frame of a stack that is left hold the stack
+    # itself: no garbage collector sees into it, so it would never be freed.
+    running: Any = getcurrent
+    while True:
+        try:
+            running().value = running().step(running().value)
+        except StopIteration as end:
+            running().value = end.value
+            running().returned = True
+        running().step = None
+        running().parent.switch()
 
-    __slots__ = ("error",)
 
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
+class DroppedStepper(Stepper):
+    """The stack of a task that is being dropped: nobody would go on with it if it were left."""
+
+    __slots__ = ()
 
 
 class _Idle(threading.local):
@@ -74,7 +92,6 @@ class _Idle(threading.local):
 
 
 _idle = _Idle()
-_NOBODY = Running()
 
 
 def stepper() -> Stepper | None:
@@ -84,7 +101,9 @@ def stepper() -> Stepper | None:
         return here
     while (here := here.parent) is not None:
         if type(here) is Stepper:
-            return here
+            # A greenlet that the app has made in another request may still have the stack of
+            # that one for a parent, which waits, or has nothing to do, or serves somebody else.
+            return here if here.step is not None and here.waiting is None else None
     return None
 
 
@@ -104,88 +123,117 @@ def await_(awaitable: Awaitable[T]) -> T:
     """
     here = stepper()
     if here is None:
-        close = getattr(awaitable, "close", None)
-        if close is not None:
-            close()
-        raise RuntimeError(
+        _refuse(
+            awaitable,
             "there is no cooperative request here to suspend: await_() works in code that runs "
-            "in a sandbox with run_in='cooperative', in the thread of its event loop."
+            "in a sandbox with run_in='cooperative', in the thread of its event loop.",
+        )
+    if _CAN_BE_EAGER and _in_eager_task():
+        _refuse(
+            awaitable,
+            "an eager task that this request has started cannot be suspended: the task factory "
+            "of the event loop was replaced after the app was opened. Set it before, then the "
+            "tasks of cooperative requests are taken care of.",
         )
     steps = steps_of(awaitable)
     resume, value = steps.send, None
     while True:
         try:
-            yielded = resume(value)
+            here.value = resume(value)
         except StopIteration as end:
             result: T = end.value
             return result
-        here.blocked = getcurrent()
-        try:
-            value = here.parent.switch(yielded)
-        except BaseException as error:
-            resume, value = steps.throw, error
-        else:
-            resume = steps.send
+        finally:
+            # An exception must not be held by a frame that is in its own traceback: such a
+            # cycle keeps everything alive, the private app included.
+            value = None
+        here.waiting = getcurrent()
+        switch, here = here.parent.switch, None  # type: ignore[union-attr]
+        switch()
+        here = _own_stack()
+        resume = steps.throw if here.raises else steps.send
+        value, here.value = here.value, None
+
+
+def _own_stack() -> Stepper:
+    """Return the stack that the running code is on, also while its task is being dropped."""
+    here: Any = getcurrent()
+    while not isinstance(here, Stepper):
+        here = here.parent
+    return here
+
+
+def _refuse(awaitable: Any, message: str) -> NoReturn:
+    close = getattr(awaitable, "close", None)
+    if close is not None:
+        close()  # or it would warn that nobody awaited it
+    raise RuntimeError(message)
+
+
+def _in_eager_task() -> bool:
+    """Tell whether the running task was begun on this very stack, in the middle of a step."""
+    asyncio: Any = sys.modules.get("asyncio")
+    loop = asyncio and asyncio._get_running_loop()
+    if loop is None or hasattr(loop.get_task_factory(), "makes_cooperative"):
+        return False
+    task = asyncio.current_task(loop)
+    begun = None if task is None else getattr(task.get_coro(), "cr_frame", None)
+    frame: Any = sys._getframe() if begun is not None else None
+    while frame is not None and frame is not begun:
+        frame = frame.f_back
+    return frame is not None
 
 
 @coroutine
 def drive(
-    running: Running, lease: RequestLease | None, run: Callable[..., Any] | None, steps: Any
+    running: Running, lease: RequestLease, run: Callable[..., Any] | None, steps: Any
 ) -> Generator[Any, Any, Any]:
     """Run a coroutine step by step, each of them on a stack that it may leave.
 
     Args:
         running: Where to note whose step runs.
-        lease: Whose it is, `None` for nobody's.
+        lease: Whose it is.
         run: `Context.run` of the context to run in; anything else means the running one.
         steps: What is to be run, as `steps_of` made it.
 
     Returns:
         What it returned in the end.
     """
-    context = getattr(run, "__self__", None) or getcurrent().gr_context
+    context = getattr(run, "__self__", None)
     idle = _idle.steppers
-    send, throw = steps.send, steps.throw  # each look makes a new method, equal but not the same
+    # Once: each look makes a new method.
+    send, throw = steps.send, steps.throw
     step, value = send, None
-    here: Stepper | None = None
-    target: greenlet | None = None
     while True:
-        outer = running.lease
+        here = idle.pop() if idle else Stepper()
+        here.parent = caller = getcurrent()
+        here.gr_context = caller.gr_context if context is None else context
+        here.step, here.value, value = step, value, None
+        outer = running.lease  # of a wrapped app that calls this one
         running.lease = lease
         try:
-            if target is None:
-                here = idle.pop() if idle else Stepper()
-                here.gr_context = context
-                here.parent = getcurrent()
-                outcome = here.switch(step, value)
-            else:
-                assert here is not None
-                here.blocked = None
-                here.parent = getcurrent()
-                # In the middle of a step: what came goes to whoever waits there.
-                outcome = target.throw(value) if step is throw else target.switch(value)
+            here.switch()
+        except BaseException:
+            here.value = None  # no cycle, as in `await_()`
+            raise
         finally:
             running.lease = outer
-        target = here.blocked
-        if target is None:
-            if len(idle) < _KEPT_AT_MOST:
-                idle.append(here)
-            here = None
-            if type(outcome) is _Raised:
-                error = outcome.error
-                if type(error) is StopIteration:
-                    return error.value
-                try:
-                    raise error
-                finally:
-                    del error, outcome
-        if lease is not None:
-            lease.blocked = target
+        if here.step is not None:
+            yield from _finish(running, lease, here)
+        value, here.value, here.gr_context = here.value, None, None
+        if len(idle) < _KEPT_AT_MOST:
+            idle.append(here)
+        if here.returned:
+            here.returned = False
+            return value
         try:
-            value = yield outcome
+            value = yield value
         except GeneratorExit:
-            # The task is being dropped: let the app clean up, on its own stack.
-            _drop(here, target, steps, context)
+            # The task is being dropped: let the app clean up. What blocks there, blocks.
+            if context is None:
+                steps.close()
+            else:
+                context.run(steps.close)
             raise
         except BaseException as error:
             step, value = throw, error
@@ -193,79 +241,117 @@ def drive(
             step = send
 
 
-def _drop(here: Stepper | None, target: greenlet | None, steps: Any, context: Any) -> None:
-    if here is None or target is None:
-        here = target = Stepper()
-        here.gr_context = context
+def _finish(running: Running, lease: RequestLease, here: Stepper) -> Generator[Any, Any, None]:
+    """Have the event loop wait for what a blocked step waits for, until the step is over."""
+    while here.step is not None:
+        waiting = here.waiting
+        if waiting is None:
+            here.throw(
+                RuntimeError(
+                    "a greenlet has switched to the parent of a cooperative request, which only "
+                    "await_() can do."
+                )
+            )
+            continue
+        lease.blocked = here
+        try:
+            here.value = yield here.value
+            here.raises = False
+        except GeneratorExit:
+            _drop(here, waiting)
+            raise
+        except BaseException as error:
+            here.value = error
+            here.raises = True
+        finally:
+            if lease.blocked is here:
+                lease.blocked = None
+        here.waiting = None
         here.parent = getcurrent()
-        outcome = here.switch(lambda _: steps.close(), None)
-    else:
-        here.blocked = None
+        outer = running.lease
+        running.lease = lease
+        try:
+            waiting.switch()
+        finally:
+            running.lease = outer
+
+
+def _drop(here: Stepper, waiting: greenlet) -> None:
+    """Let a blocked step clean up and end."""
+    here.__class__ = DroppedStepper
+    try:
         here.parent = getcurrent()
-        outcome = target.throw(GeneratorExit())
-    if here.blocked is not None:
-        raise RuntimeError("the request blocks again while its task is being dropped")
-    if type(outcome) is _Raised and not isinstance(outcome.error, GeneratorExit | StopIteration):
-        raise outcome.error
+    except ValueError:
+        # The garbage collector of another thread has found it: greenlet ends it in its own.
+        return
+    here.waiting = None
+    here.value, here.raises = GeneratorExit(), True
+    waiting.switch()
 
 
-async def in_steps(steps: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine such that code below it may block; for tasks of a cooperative request."""
-    result: T = await drive(_NOBODY, None, None, steps)
-    return result
+class CooperativeSteps(Coroutine[Any, Any, T]):
+    """The coroutine of a task that a cooperative request has started.
+
+    Asked for its name, its frame or its state, it answers for the coroutine that it runs.
+    """
+
+    __slots__ = ("_driver", "_lease", "_steps")
+
+    def __init__(self, steps: Coroutine[Any, Any, T], lease: RequestLease) -> None:
+        self._steps = steps
+        self._lease = lease
+        self._driver: Any = None
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        self._driver = drive(self._lease.serving.running, self._lease, None, self._steps)
+        driver: Generator[Any, Any, T] = self._driver
+        return driver
+
+    def send(self, value: Any) -> Any:
+        """Run the next step."""
+        return (self._driver or self.__await__()).send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """Raise an exception in the next step; before the first one nothing is run."""
+        return (self._driver or self._steps).throw(*error)
+
+    def close(self) -> None:
+        """Drop it."""
+        (self._driver or self._steps).close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._steps, name)
 
 
-def _named_like(steps: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-    wrapped: Any = in_steps(steps)
-    wrapped.__name__ = getattr(steps, "__name__", wrapped.__name__)
-    wrapped.__qualname__ = getattr(steps, "__qualname__", wrapped.__qualname__)
-    return wrapped  # type: ignore[no-any-return]
+def made_cooperative(steps: Any, lease: RequestLease | None) -> Any:
+    """Return the coroutine for a new task whose context variables name *lease*."""
+    owner = lease
+    while owner is not None:
+        # That of a wrapped app that called this one counts as well.
+        if getattr(owner.serving, "drive", None) is drive:
+            assert lease is not None
+            return CooperativeSteps(steps, lease)
+        owner = owner.parent
+    return steps
 
 
 class CooperativeTasks:
     """Has the tasks that cooperative requests start in one event loop run in the same way.
 
     On asyncio that is a task factory, on Trio an instrument; both are public interfaces. Tasks of
-    everybody else are not touched. A task factory that was there before goes on to make all tasks.
+    everybody else are made as before. Several apps in one loop share it.
+
+    Args:
+        backend: Which event loop runs here.
     """
 
     def __init__(self, backend: str) -> None:
-        self._make: Callable[..., Any] | None = None
         if backend == "trio":
-            import trio
-
-            trio.lowlevel.add_instrument(self)  # type: ignore[arg-type]
-            self._undo: Callable[[], None] = lambda: trio.lowlevel.remove_instrument(
-                self  # type: ignore[arg-type]
-            )
+            from ._tasks_trio import take_over
         else:
-            import asyncio
-
-            loop = asyncio.get_running_loop()
-            self._make = loop.get_task_factory()
-            self._new = asyncio.Task
-            loop.set_task_factory(self._new_task)
-            self._undo = lambda: self._restore(loop)
+            from ._tasks_asyncio import take_over
+        self._leave: Callable[[], None] = take_over()
 
     def close(self) -> None:
-        """Leave the event loop as it was, in the loop itself."""
-        self._undo()
-
-    def _restore(self, loop: Any) -> None:
-        # Somebody who has set another factory since then may call this one: it stays as it is.
-        if loop.get_task_factory() == self._new_task:
-            loop.set_task_factory(self._make)
-
-    def _new_task(self, loop: Any, steps: Any, **options: Any) -> Any:
-        context = options.get("context")
-        lease = current.get() if context is None else context.get(current)
-        if lease is not None and stepper() is not None:
-            steps = _named_like(steps)
-        if self._make is None:
-            return self._new(steps, loop=loop, **options)
-        return self._make(loop, steps, **options)
-
-    def task_spawned(self, task: Any) -> None:
-        """Take over a new task of Trio."""
-        if task.context.get(current) is not None and stepper() is not None:
-            task.coro = _named_like(task.coro)
+        """Leave the event loop as it was, in the loop itself, if no other app needs this."""
+        self._leave()
