@@ -1,0 +1,1 @@
+"""Where sandboxes run: the loop, threads, stacks of their own."""
