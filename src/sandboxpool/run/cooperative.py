@@ -279,12 +279,11 @@ def _finish(running: Running, lease: RequestLease, here: Stepper) -> Generator[A
 def _drop(here: Stepper, waiting: greenlet) -> None:
     """Let a blocked step clean up and end."""
     here.__class__ = DroppedStepper
+    here.waiting = None
     try:
         here.parent = getcurrent()
     except ValueError:
-        # The garbage collector of another thread has found it: greenlet ends it in its own.
-        return
-    here.waiting = None
+        return  # this is another thread: once nothing holds it, greenlet ends it in its own
     here.value, here.raises = GeneratorExit(), True
     waiting.switch()
 
