@@ -74,7 +74,7 @@ def test_blocked_at_once(running: RunningServer) -> None:
     told = all_at_once(50, lambda at: running.get("/sleep", seconds=1, user=users[at]))
     took = monotonic() - began
     assert told == users
-    assert 1 <= took < 8, took
+    assert 1 <= took < 12, took
     # Nobody finds what another one has left there.
     assert all_at_once(50, lambda _: running.get("/sleep", seconds=0.01)) == [""] * 50
 

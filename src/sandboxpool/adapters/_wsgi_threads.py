@@ -14,7 +14,7 @@ import anyio.from_thread
 import anyio.lowlevel
 import anyio.to_thread
 
-from sandboxpool._loop import Loop, Wakeup, running_backend, running_loop
+from sandboxpool._loop import Loop, Wakeup, running_loop
 from sandboxpool._stacks import stack_of_thread
 
 from ._wsgi_call import WSGICall
@@ -71,11 +71,9 @@ class WorkerThreads:
     async def run(self, call: WSGICall) -> None:
         """Run a call of a WSGI app to its end."""
         errand = Errand(call, self.abandoned)
-        # With Trio nobody can tell that a thread of the sandbox is busy.
-        waits = self._in_sandbox and running_backend() == "asyncio"
         try:
             await anyio.to_thread.run_sync(
-                errand.run, abandon_on_cancel=not waits, limiter=unlimited()
+                errand.run, abandon_on_cancel=not self._in_sandbox, limiter=unlimited()
             )
         except CutOffError:
             # Cancelled by a scope, of which the thread was told before this task was.
@@ -83,7 +81,7 @@ class WorkerThreads:
             raise
         except BaseException:
             if errand.cut_off():
-                if waits:
+                if self._in_sandbox:
                     await errand.wait()
                 else:
                     self._abandon(errand)
@@ -123,7 +121,6 @@ class Errand:
         # Taken by the thread when it begins, or by the loop, so that it never does.
         self._turn = threading.Lock()
         self._over = False
-        # Given each time, so that threads of the app's own may read and send as well.
         self._token = anyio.lowlevel.current_token()
         self._crossing: anyio.CancelScope | None = None
         self._waiting: tuple[Loop, Wakeup] | None = None
@@ -151,8 +148,11 @@ class Errand:
                 loop.call_from_thread(wakeup.wake)
 
     def _await(self, function: Callable[..., Awaitable[T]], /, *args: Any) -> T:
+        # The thread itself needs none, and only without it Trio passes a cancellation on to it.
+        # Others that the app has started may read and send as well.
+        token = None if threading.get_ident() == self.thread_id else self._token
         try:
-            result: T = anyio.from_thread.run(self._cross, function, args, token=self._token)
+            result: T = anyio.from_thread.run(self._cross, function, args, token=token)
         except CancelledError:
             result = _CUT_OFF
         if result is _CUT_OFF:
