@@ -138,7 +138,7 @@ async def test_echo(run_in: str) -> None:
                 line = b"line %d\n" % number
                 connection.say({"type": "http.request", "body": line, "more_body": number < 4})
                 with anyio.fail_after(5):
-                    while not connection.body.endswith(line.upper()):  # noqa: ASYNC110
+                    while not connection.body.endswith(line.upper()):
                         await anyio.sleep(0.001)
     assert connection.body.count(b"LINE") == 5
 

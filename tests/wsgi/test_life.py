@@ -33,7 +33,7 @@ def until(condition: Callable[[], bool]) -> None:
 async def become(condition: Callable[[], bool]) -> None:
     """Wait on the loop that something becomes true."""
     with anyio.fail_after(10):
-        while not condition():  # noqa: ASYNC110 - a thread makes it true
+        while not condition():
             await anyio.sleep(0.001)
 
 
