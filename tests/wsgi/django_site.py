@@ -91,9 +91,16 @@ def file(request: HttpRequest) -> FileResponse:
 
 
 def database(request: HttpRequest) -> JsonResponse:
+    if "allow" in request.GET:
+        os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
     with connection.cursor() as cursor:
-        cursor.execute("select 6 * 7")
-        return JsonResponse(cursor.fetchone()[0], safe=False)
+        cursor.execute("drop table if exists users")  # a thread may have it from before
+        cursor.execute("create temporary table users (name text)")
+        cursor.execute("insert into users values (%s)", [request.GET["user"]])
+    time.sleep(0.1)
+    with connection.cursor() as cursor:
+        cursor.execute("select name from users")
+        return JsonResponse([name for (name,) in cursor.fetchall()], safe=False)
 
 
 urlpatterns = [
