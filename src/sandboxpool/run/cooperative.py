@@ -174,7 +174,7 @@ def _in_eager_task() -> bool:
     """Tell whether the running task was begun on this very stack, in the middle of a step."""
     asyncio: Any = sys.modules.get("asyncio")
     loop = asyncio and asyncio._get_running_loop()
-    if loop is None or hasattr(loop.get_task_factory(), "makes_cooperative"):
+    if loop is None or hasattr(loop.get_task_factory(), "sandboxpool_use"):
         return False
     task = asyncio.current_task(loop)
     begun = None if task is None else getattr(task.get_coro(), "cr_frame", None)
@@ -302,13 +302,16 @@ class CooperativeSteps(Coroutine[Any, Any, T]):
         self._driver: Any = None
 
     def __await__(self) -> Generator[Any, Any, T]:
+        result: T = yield from self._begin()
+        return result
+
+    def _begin(self) -> Any:
         self._driver = drive(self._lease.serving.running, self._lease, None, self._steps)
-        driver: Generator[Any, Any, T] = self._driver
-        return driver
+        return self._driver
 
     def send(self, value: Any) -> Any:
         """Run the next step."""
-        return (self._driver or self.__await__()).send(value)
+        return (self._driver or self._begin()).send(value)
 
     def throw(self, *error: Any) -> Any:
         """Raise an exception in the next step; before the first one nothing is run."""
