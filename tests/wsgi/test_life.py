@@ -124,6 +124,26 @@ async def test_a_thread_for_each_sandbox() -> None:
     assert len(set(threads)) == 1
 
 
+@each_way
+async def test_nothing_after_the_end(run_in: str) -> None:
+    """What the app has kept of a request is of no use after it, and says so."""
+    kept: list[Callable[[], object]] = []
+
+    def app(environ: dict[str, Any], start_response: StartResponse) -> list[bytes]:
+        write = start_response("200 OK", [])
+        kept.append(lambda: write(b"late"))
+        kept.append(environ["wsgi.input"].read)
+        write(b"in time")
+        return []
+
+    got = await ask(app, run_in)
+    assert got.body == b"in time"
+    for late in kept:
+        with pytest.raises(RuntimeError, match="the request is over: nothing can be read or sent"):
+            late()
+    assert got.body == b"in time"
+
+
 # --- hang-up ----------------------------------------------------------------------------------
 
 
@@ -136,6 +156,7 @@ class Endless(Blocks):
 
 
 @each_way
+@pytest.mark.backend_with_uvloop
 async def test_hang_up_ends_a_stream(run_in: str) -> None:
     """A client that goes in the middle of an endless response ends it, and it is closed once."""
     answer = Endless()
@@ -322,6 +343,7 @@ async def test_an_app_that_is_cut_off_stops_when_it_sends(run_in: str, what: str
 
 
 @each_way
+@pytest.mark.backend_with_uvloop
 async def test_cut_off_while_reading(run_in: str) -> None:
     """An app that waits for its client is cut off at once, and its thread is free again."""
     errors: list[BaseException] = []

@@ -29,6 +29,7 @@ def answering(blocks: Any, status: str = "200 OK", headers: list[tuple[str, str]
 
 
 @each_way
+@pytest.mark.backend_with_uvloop
 async def test_whole_answer(run_in: str) -> None:
     """Status, headers and body reach the client; a body of one block is told with its length."""
     got = await ask(answering([b"hello"], "201 Created"), run_in)

@@ -86,6 +86,8 @@ class WSGICall:
             if error is not self._gone:
                 raise
             logger.debug("%s %s: %s", self._scope["method"], self._scope["path"], error)
+        finally:
+            self._await = _nowhere
 
     def _run(self) -> None:
         body = io.BufferedReader(_Body(self._read))
@@ -141,6 +143,8 @@ class WSGICall:
 
     def write(self, block: bytes, /) -> None:
         """Send a block of the body; for apps that do not return them all."""
+        if self._await is _nowhere:
+            raise _over()
         self._check_block(block)
         self._give(block)
 
@@ -328,7 +332,11 @@ def _nobody_waits() -> None: ...
 
 
 def _nowhere(function: Callable[..., Awaitable[T]], /, *args: Any) -> T:
-    raise RuntimeError("the call has not begun.")
+    raise _over()
+
+
+def _over() -> RuntimeError:
+    return RuntimeError("the request is over: nothing can be read or sent for it any more.")
 
 
 def _shown(value: object) -> str:

@@ -56,7 +56,7 @@ class WorkerThreads:
     """
 
     def __init__(
-        self, name: str, abandoned: set[Errand], max_abandoned: int | None, *, in_sandbox: bool
+        self, name: str, abandoned: set[WorkerCall], max_abandoned: int | None, *, in_sandbox: bool
     ) -> None:
         self.abandoned = abandoned
         self._name = name
@@ -70,38 +70,38 @@ class WorkerThreads:
 
     async def run(self, call: WSGICall) -> None:
         """Run a call of a WSGI app to its end."""
-        errand = Errand(call, self.abandoned)
+        worker = WorkerCall(call, self.abandoned)
         try:
             await anyio.to_thread.run_sync(
-                errand.run, abandon_on_cancel=not self._in_sandbox, limiter=unlimited()
+                worker.run, abandon_on_cancel=not self._in_sandbox, limiter=unlimited()
             )
         except CutOffError:
             # Cancelled by a scope, of which the thread was told before this task was.
             await anyio.lowlevel.checkpoint()
             raise
         except BaseException:
-            if errand.cut_off():
+            if worker.cut_off():
                 if self._in_sandbox:
-                    await errand.wait()
+                    await worker.wait()
                 else:
-                    self._abandon(errand)
+                    self._abandon(worker)
             raise
 
-    def _abandon(self, errand: Errand) -> None:
-        self.abandoned.add(errand)
-        if errand.ended:  # meanwhile, so that nobody will tell
-            self.abandoned.discard(errand)
+    def _abandon(self, worker: WorkerCall) -> None:
+        self.abandoned.add(worker)
+        if worker.ended:  # meanwhile, so that nobody will tell
+            self.abandoned.discard(worker)
             return
         logger.error(
             "a call of %s does not stop; its thread is abandoned, and free again when what it is "
             "in returns (%d threads are abandoned). It is at:\n%s",
             self._name,
             len(self.abandoned),
-            stack_of_thread(errand.thread_id)[0],
+            stack_of_thread(worker.thread_id)[0],
         )
 
 
-class Errand:
+class WorkerCall:
     """A call in a worker thread.
 
     Args:
@@ -113,7 +113,7 @@ class Errand:
         ended: Whether it has come to its end.
     """
 
-    def __init__(self, call: WSGICall, abandoned: set[Errand]) -> None:
+    def __init__(self, call: WSGICall, abandoned: set[WorkerCall]) -> None:
         self.thread_id = 0
         self.ended = False
         self._call = call
@@ -138,14 +138,14 @@ class Errand:
         try:
             self._call.run(self._await)
         finally:
-            if lease is not None:
-                lease.worker = 0
             self.ended = True
             self._abandoned.discard(self)
             # Looked at only now: the loop looks at `ended` after it has set this.
             if self._waiting is not None:
                 loop, wakeup = self._waiting
                 loop.call_from_thread(wakeup.wake)
+            if lease is not None:
+                lease.worker = 0
 
     def _await(self, function: Callable[..., Awaitable[T]], /, *args: Any) -> T:
         # The thread itself needs none, and only without it Trio passes a cancellation on to it.
@@ -176,7 +176,7 @@ class Errand:
         return not self.ended and not self._turn.acquire(blocking=False)
 
     async def wait(self) -> None:
-        """Wait for the end, whoever cancels this how often."""
+        """Wait for the end, however often this is cancelled: the caller raises that then."""
         loop = running_loop()
         with anyio.CancelScope(shield=True):
             while True:
