@@ -23,6 +23,9 @@ logger = logging.getLogger("sandboxpool.monitor")
 
 _BEATS = 4  # per threshold
 _LONGEST_PAUSE = 60.0  # a thread cannot wait for ever in one go
+_NOT_HOOKED = (
+    "\nThe request is cooperative: no installed hook reaches this call, or it only computes."
+)
 
 
 @attrs.frozen
@@ -96,6 +99,8 @@ class LoopMonitor:
 
     def _stalled(self, beat_at: float) -> None:
         lease = self._running.lease
+        if lease is not None and (lease.ended or _is_left(lease)):
+            lease = None
         stack, frames = stack_of_thread(self._loop_thread)
         if lease is None:
             # Not a step of a request itself; perhaps of a task that one has started.
@@ -107,10 +112,11 @@ class LoopMonitor:
         # Now: when the loop is free again, the request may be over, and its scope gone.
         blocker = "code outside of any request" if lease is None else describe(lease)
         logger.warning(
-            "the event loop has been blocked for %.3g s by %s; it is at:\n%s",
+            "the event loop has been blocked for %.3g s by %s; it is at:\n%s%s",
             monotonic() - beat_at,
             blocker,
             stack,
+            _NOT_HOOKED if lease is not None and _is_cooperative(lease) else "",
         )
         while self._beat_at == beat_at and not self._loop.closed():
             if self._stopped.wait(self._pause):
@@ -128,6 +134,25 @@ def describe(lease: RequestLease) -> str:
     scope = lease.scope  # empty if the request ends in this very moment: this may be a thread
     method = scope.get("method") or scope.get("type", "-")
     return f"request {method} {lease.path} (lease {lease.id})"
+
+
+def _is_cooperative(lease: RequestLease) -> bool:
+    owner: RequestLease | None = lease
+    while owner is not None:
+        if owner.serving is not None and owner.serving.options.run_in == "cooperative":
+            return True
+        owner = owner.parent
+    return False
+
+
+def _is_left(lease: RequestLease) -> bool:
+    """Tell whether a cooperative request, around this one, waits in the middle of a step."""
+    around = lease.parent
+    while around is not None:
+        if around.blocked is not None:
+            return True
+        around = around.parent
+    return False
 
 
 def _lease_in(frames: list[FrameType]) -> RequestLease | None:
