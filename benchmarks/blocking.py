@@ -51,6 +51,8 @@ NAMES = (
     "hello",
     "held-up",
 )
+# What a quick run leaves out, unless it is asked for.
+_LONG = (_MANY + "await", _MANY + "gevent-bare", _MANY + "cooperative-bare")
 
 
 def measure(scale: Scale, only: Collection[str] = NAMES) -> Results:
@@ -58,12 +60,12 @@ def measure(scale: Scale, only: Collection[str] = NAMES) -> Results:
     results = Results(scale)
     for contender in (*PLAIN, *OURS, *RIVALS):
         if contender.name in only:
-            found = _blocked(contender, scale.at_once, scale.seconds, results)
+            found = _blocked(contender, scale.at_once, scale.seconds, scale.sleep, results)
             if found is not None:
                 results.blocked[contender.name] = found
     for contender in MANY:
         if _MANY + contender.name in only:
-            found = _blocked(contender, scale.many, scale.many_seconds, results)
+            found = _blocked(contender, scale.many, scale.many_seconds, scale.many_sleep, results)
             if found is not None:
                 results.many[contender.name] = found
     if "hello" in only:
@@ -85,14 +87,14 @@ def measure(scale: Scale, only: Collection[str] = NAMES) -> Results:
 
 
 def _blocked(
-    contender: Contender, at_once: int, seconds: float, results: Results
+    contender: Contender, at_once: int, seconds: float, sleep: float, results: Results
 ) -> Blocked | None:
     if contender.missing:
         names = " ".join(contender.missing)
         print(f"{contender.label}: left out, not installed: {names} (pip install {names})")
         return None
     try:
-        found = runs.blocked(contender, at_once, seconds, results.scale.sleep)
+        found = runs.blocked(contender, at_once, seconds, sleep)
     except ServerError as error:
         results.failed.append(str(error))
         print(f"{contender.label}: did not start", flush=True)
@@ -108,7 +110,11 @@ def _blocked(
 
 def run(quick: bool = False) -> bool:
     """Measure everything; return whether everything that was aimed at was reached."""
-    return report(QUICK if quick else Scale())
+    return report(QUICK if quick else Scale(), _names(quick))
+
+
+def _names(quick: bool) -> list[str]:
+    return [name for name in NAMES if not (quick and name in _LONG)]
 
 
 def report(scale: Scale, only: Collection[str] = NAMES, write: Path | None = None) -> bool:
@@ -145,7 +151,7 @@ def report(scale: Scale, only: Collection[str] = NAMES, write: Path | None = Non
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.blocking", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=NAMES, default=NAMES)
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=NAMES)
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
     small = parser.add_argument_group("to try it out, with figures that mean nothing")
     small.add_argument("--connections", type=int, help="instead of 2000 and 10,000")
@@ -156,13 +162,14 @@ def main() -> None:
     if arguments.connections:
         scale = replace(scale, at_once=arguments.connections, many=arguments.connections)
     if arguments.sleep:
-        scale = replace(scale, sleep=arguments.sleep)
+        scale = replace(scale, sleep=arguments.sleep, many_sleep=arguments.sleep)
     if arguments.seconds:
         seconds = arguments.seconds
         scale = replace(scale, seconds=seconds, many_seconds=seconds, held_up_seconds=seconds)
     # So that the servers are ended then, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sys.exit(0 if report(scale, arguments.only, arguments.markdown) else 1)
+    only = arguments.only or _names(arguments.quick)
+    sys.exit(0 if report(scale, only, arguments.markdown) else 1)
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def _tables(results: Results) -> list[tuple[str, Line, list[Line]]]:
             _blocked_lines(results.blocked, group),
         ),
         (
-            f"{scale.many} connections, requests that block for {scale.sleep:g} s",
+            f"{scale.many} connections, requests that block for {scale.many_sleep:g} s",
             BLOCKED_HEADS,
             _blocked_lines(results.many, contenders.MANY),
         ),

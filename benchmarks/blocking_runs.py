@@ -25,6 +25,7 @@ class Scale:
         at_once: Connections, each with a request that blocks.
         many: The same where there are many.
         sleep: Seconds that a request blocks.
+        many_sleep: The same where there are many.
         seconds: For how long requests are sent: so that whole rounds fit, with time to spare.
         many_seconds: The same where there are many.
         held_up_seconds: The same while the loop is watched.
@@ -35,6 +36,7 @@ class Scale:
     at_once: int = 2000
     many: int = 10_000
     sleep: float = 5.0
+    many_sleep: float = 5.0
     seconds: float = 28.0
     many_seconds: float = 32.0
     held_up_seconds: float = 12.0
@@ -42,7 +44,7 @@ class Scale:
     round_seconds: float = 2.0
 
 
-QUICK = Scale(seconds=12, many_seconds=17, held_up_seconds=6, rounds=3, round_seconds=1)
+QUICK = Scale(sleep=2, seconds=6, many_seconds=12, held_up_seconds=5, rounds=3, round_seconds=1)
 
 
 @dataclass(frozen=True)
