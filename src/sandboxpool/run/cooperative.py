@@ -5,8 +5,9 @@ of its own, which can be left in the middle. Code that would block says what it 
 `await_()`. The stack is put aside, the event loop sees the task wait for that as for anything
 else, and when it has come the stack is taken up where it was left. The idea is that of greenback
 and of SQLAlchemy's asyncio extension; what differs is that a greenlet belongs to a call only
-while a step of it runs or blocks. A call that awaits needs none, so that the idle ones, of which
-there are thousands, cost what they cost without this.
+while a step of it runs or blocks (or while the app's own greenlets need it for a parent). A call
+that awaits needs none, so that the idle ones, of which there are thousands, cost what they cost
+without this.
 
 No event loop is patched: the loop sees ordinary tasks. Those that a request starts are run in the
 same way, see `CooperativeTasks`.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from sys import getrefcount
 from types import coroutine
 from typing import Any, NoReturn, TypeVar
 
@@ -92,6 +94,15 @@ class _Idle(threading.local):
 
 
 _idle = _Idle()
+
+
+def _references_to_a_local() -> int:
+    local = object()
+    return getrefcount(local)
+
+
+# How many references there are to a stack that nobody else holds.
+_ALONE = _references_to_a_local()
 
 
 def stepper() -> Stepper | None:
@@ -204,8 +215,10 @@ def drive(
     # Once: each look makes a new method.
     send, throw = steps.send, steps.throw
     step, value = send, None
+    here: Stepper | None = None
     while True:
-        here = idle.pop() if idle else Stepper()
+        if here is None:
+            here = idle.pop() if idle else Stepper()
         here.parent = caller = getcurrent()
         here.gr_context = caller.gr_context if context is None else context
         here.step, here.value, value = step, value, None
@@ -221,10 +234,14 @@ def drive(
         if here.step is not None:
             yield from _finish(running, lease, here)
         value, here.value, here.gr_context = here.value, None, None
-        if len(idle) < _KEPT_AT_MOST:
-            idle.append(here)
-        if here.returned:
-            here.returned = False
+        returned, here.returned = here.returned, False
+        # A greenlet that the app has made on this stack goes on to switch to it in later steps
+        # (SQLAlchemy's do): then the stack stays with the call.
+        if getrefcount(here) <= _ALONE:
+            if len(idle) < _KEPT_AT_MOST:
+                idle.append(here)
+            here = None
+        if returned:
             return value
         try:
             value = yield value
