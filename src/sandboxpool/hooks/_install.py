@@ -26,6 +26,8 @@ DEFAULT_HOOKS: tuple[HookName, ...] = tuple(
 """The hooks that are installed unless others are asked for."""
 
 _installed: dict[HookName, list[tuple[Patch, Any]]] = {}
+_WITH_ANY = "worker_threads"
+_with_any: list[tuple[Patch, Any]] = []
 _changing = threading.Lock()
 
 
@@ -53,10 +55,11 @@ def install(*hooks: HookName | Literal["default", "all"]) -> None:
             "pip install sandboxpool[hooks]."
         ) from error
     with _changing:
+        if wanted and not _with_any:
+            _with_any.extend(_apply(_WITH_ANY))
         for name in wanted:
             if name not in _installed:
-                module = importlib.import_module(f"{__package__}._{name}")
-                _installed[name] = [(patch, patch.apply()) for patch in module.patches()]
+                _installed[name] = _apply(name)
 
 
 def uninstall(*hooks: HookName | Literal["default", "all"]) -> None:
@@ -72,8 +75,20 @@ def uninstall(*hooks: HookName | Literal["default", "all"]) -> None:
     with _changing:
         for name in reversed(HOOKS):
             if name in wanted:
-                for patch, original in reversed(_installed.pop(name, [])):
-                    patch.undo(original)
+                _undo(_installed.pop(name, []))
+        if not _installed:
+            _undo(_with_any)
+
+
+def _apply(name: str) -> list[tuple[Patch, Any]]:
+    module = importlib.import_module(f"{__package__}._{name}")
+    return [(patch, patch.apply()) for patch in module.patches()]
+
+
+def _undo(applied: list[tuple[Patch, Any]]) -> None:
+    while applied:
+        patch, original = applied.pop()
+        patch.undo(original)
 
 
 def installed() -> tuple[HookName, ...]:
@@ -105,4 +120,3 @@ def _expand(hooks: tuple[Any, ...]) -> Iterator[HookName]:
                 f"there is no hook {name!r}: give some of {', '.join(map(repr, HOOKS))}, "
                 f"'default' or 'all'.{meant}"
             )
-
