@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sandboxpool")
 
+# New objects after which the youngest generation is collected, once the rest is frozen.
+_YOUNGEST = 10_000
 # How long requests that were told to stop at the end of `drain_timeout` get to do so.
 _LAST_GRACE = 1.0
 
@@ -157,7 +159,7 @@ class Runtime:
         try:
             await start()
             self._started = True
-            await self.pool.open()
+            await self._fill()
         except BaseException as error:
             # Those who wait were not cancelled when this task was: they get an error of theirs.
             self._open_error = (
@@ -179,26 +181,39 @@ class Runtime:
         else:
             self._begin_watching()
             self.ready = not self.closing
-            if self.options.gc_freeze:
-                self._freeze()
         finally:
             self._opener = None
             waiting, self._opening = self._opening or [], None
             for wakeup in waiting:
                 wakeup.wake()
 
-    def _freeze(self) -> None:
-        """Keep the garbage collector from looking at all this again and again.
+    async def _fill(self) -> None:
+        """Make the first sandboxes, and keep the garbage collector from looking at them for ever.
 
         Two thousand idle sandboxes are some hundred thousand objects, which every full
         collection would visit to find that they are all still in use.
         """
-        for slot in self.slots.idle:
-            arm = getattr(slot.item, "arm", None)
-            if arm is not None:
-                arm()
+        if not self.options.gc_freeze:
+            await self.pool.open()
+            return
+        enabled = gc.isenabled()
+        gc.disable()  # nothing of this is garbage
+        try:
+            await self.pool.open()
+            for slot in self.slots.idle:
+                arm = getattr(slot.item, "arm", None)
+                if arm is not None:
+                    arm()
+        finally:
+            if enabled:
+                gc.enable()
         gc.collect()
         gc.freeze()
+        # A full collection waits until a quarter of what the last one left is new. What is frozen
+        # does not count there, so they would come all the time.
+        youngest, middle, oldest = gc.get_threshold()
+        if 0 < youngest < _YOUNGEST:
+            gc.set_threshold(_YOUNGEST, middle, oldest)
 
     def _begin_watching(self) -> None:
         options = self.options

@@ -211,8 +211,9 @@ def wrap(
         isolate_context: Whether context variables that the app sets are kept from the server's
             connection and so from its next request.
         gc_freeze: Whether to call `gc.freeze()` once, when the app has started and `min_size`
-            sandboxes exist. Full collections then skip them all; choose it for a server with
-            many sandboxes. It concerns the whole process, and whatever exists at that moment.
+            sandboxes exist. Full collections then skip them all, and the youngest generation is
+            collected after 10,000 new objects. Choose it for a server with many sandboxes. It
+            concerns the whole process, and whatever exists at that moment.
         stats: A path at which the wrapped app shows its statistics as JSON, outside of the
             pool, so that it answers when every sandbox is taken.
         watchdog: Instead of the built-in one; see `sandboxpool.abc.Watchdog`.

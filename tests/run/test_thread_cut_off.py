@@ -167,7 +167,7 @@ async def test_clean_up_that_takes_long() -> None:
 
 
 async def test_swallowed_cancellation() -> None:
-    """An app that swallows its cancellation and answers is cut off, and its sandbox retired."""
+    """An app that swallows its cancellation and answers is taken at its word, and retired."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         try:
@@ -178,8 +178,7 @@ async def test_swallowed_cancellation() -> None:
             await respond(send, b"all the same")
 
     async with in_threads(app, execution_timeout=0.05) as sandboxed:
-        with pytest.raises(ExecutionTimeoutError, match="was cut off after its response had begun"):
-            await get(sandboxed)
+        assert (await get(sandboxed)).text == "all the same"
         assert retired(sandboxed) == {"expired": 1}
 
 

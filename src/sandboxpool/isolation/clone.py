@@ -32,6 +32,7 @@ class _Life:
     """
 
     template: Template
+    asked: bool = True
     lifespan: Lifespan | None = None
     state: Mapping[str, Any] = attrs.field(factory=dict)
     each: dict[AppSandbox, tuple[Lifespan, Template]] = attrs.field(factory=dict)
@@ -122,15 +123,14 @@ class CloneFactory:
 
     async def _start(self, *, asked: bool) -> None:
         life = self._lives.here()
+        life.asked = asked
         relies = _has_lifespan(self.app)
         try:
             if self._mode == "once" and (asked or relies):
                 lifespan = Lifespan(self.app, name=self.name)
                 await lifespan.startup()
                 if asked and relies and lifespan.refusal is not None:
-                    raise LifespanStartupError(
-                        f"{self.name} failed to start: {lifespan.refusal!r}"
-                    ) from lifespan.refusal
+                    raise self._refused(lifespan.refusal) from lifespan.refusal
                 life.lifespan = lifespan
                 life.state = lifespan.state
             recipe = life.template.compile()
@@ -140,6 +140,9 @@ class CloneFactory:
         except BaseException:
             await self.stop()
             raise
+
+    def _refused(self, refusal: BaseException) -> LifespanStartupError:
+        return LifespanStartupError(f"{self.name} failed to start: {refusal!r}")
 
     async def stop(self) -> None:
         """Stop the template; with the last event loop that used it, it is an ordinary app again.
@@ -169,7 +172,11 @@ class CloneFactory:
 
         A lifespan of its own runs in the loop that runs here.
         """
-        if self._mode == "each" and _runs_in_lifespan(self.app):
+        if (
+            self._mode == "each"
+            and (life.asked or _has_lifespan(self.app))
+            and _runs_in_lifespan(self.app)
+        ):
             return await self._create_with_lifespan(life)
         sandbox = AppSandbox(self, self._options.rules, life.template)
         sandbox.lifespan_state = life.state
@@ -184,6 +191,8 @@ class CloneFactory:
         app = new[recipe.root] if recipe.root is not None else self.app
         lifespan = Lifespan(app, name=self.name)
         await lifespan.startup()
+        if life.asked and _has_lifespan(app) and lifespan.refusal is not None:
+            raise self._refused(lifespan.refusal) from lifespan.refusal
         template = Template(app, self, self._options.rules)
         self._options.tell(template.compile(), lifespan.state, self.name)
         sandbox = AppSandbox(self, self._options.rules, template)

@@ -3,8 +3,8 @@
 Crossing to another thread and back is what this way of running costs, so there is as little of
 it as possible. What the app sends goes back without a wait for an answer, in one go with what
 follows it and with the end of the call. A request that reads no body and streams nothing crosses
-once there and once back. Answers are waited for where they matter: on a websocket, and when so
-much is under way that the client must be slow.
+once there and once back. Answers are waited for where they matter: on a websocket, and for each
+part of a stream, so that an app is as fast as its client, and learns when that has gone.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ from sandboxpool._types import ASGIApp, Message, Receive, Scope, Send
 from ._errand import Errand, Port
 from ._loop_thread import LoopThread
 
-# Bytes under way in each direction, about; then one side waits for the other.
+# Bytes of a body that are read ahead of the app, about; then the client must wait.
 _ENOUGH = 64 * 1024
 # What a message counts besides what is in it, so that empty ones come to an end, too.
 _A_MESSAGE = 256
 
+_UNANSWERED = frozenset(
+    {"http.response.start", "http.response.body", "websocket.accept", "websocket.close"}
+)
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _GONE = frozenset({"http.disconnect", "websocket.disconnect"})
 
@@ -40,11 +43,10 @@ class _Sent:
         error: What the server answered with.
     """
 
-    __slots__ = ("error", "message", "size", "wakeup")
+    __slots__ = ("error", "message", "wakeup")
 
     def __init__(self, message: Message, wakeup: Wakeup | None) -> None:
         self.message = message
-        self.size = size_of(message)
         self.wakeup = wakeup
         self.error: BaseException | None = None
 
@@ -108,7 +110,7 @@ class Crossing(Errand):
         self._outbox: deque[Any] = deque()
         self._inbox: deque[Message] = deque()
         # Each counted by one side alone, so that no two threads add to the same number.
-        self._put = self._sent = self._given = self._taken = 0
+        self._given = self._taken = 0
         self._failure: BaseException | None = None
         self._reading = self._paused = self._left = False
         self._reader: Background | None = None
@@ -160,7 +162,6 @@ class Crossing(Errand):
                     item.error = error
                 else:
                     self._failure = error
-        self._sent += item.size
         if item.wakeup is not None:
             self.thread.post(item.wakeup.wake)
 
@@ -228,10 +229,12 @@ class Crossing(Errand):
             raise failure
         loop = self.thread.loop
         assert loop is not None
-        size = size_of(message)
-        waits = self._is_websocket or self._put + size - self._sent > _ENOUGH
+        body = message.get("body")
+        if body is not None and type(body) is not bytes:
+            # The app may use its buffer again before the server has looked at it.
+            message = {**message, "body": bytes(body)}
+        waits = message["type"] not in _UNANSWERED or message.get("more_body", False)
         item = _Sent(message, loop.wakeup() if waits else None)
-        self._put += size
         self._outbox.append(item)
         self.tell()
         if item.wakeup is not None:

@@ -152,7 +152,8 @@ class Errand:
         """Run the function, and return or raise what it returns or raises.
 
         Cancelled, it cancels the function and waits for its end, though no longer than the
-        thread seems to go on; `ended` tells whether it has come.
+        thread seems to go on; `ended` tells whether it has come. Any other exception at home is
+        raised at once.
         """
         if self._starts:
             self.thread.start(self._start, self._fail)
@@ -167,10 +168,13 @@ class Errand:
         except GeneratorExit:
             self.thread.post(self._cancel)
             raise
-        except BaseException:
+        except anyio.get_cancelled_exc_class():
             if not self.ended:
                 await self._end_early()
-            raise
+            # An app that comes to an end of its own all the same is taken at its word, as it
+            # would be in the task that was cancelled.
+            if not self.ended or self._was_stopped:
+                raise
         finally:
             self._port.under_way -= 1
             self.leave()
@@ -277,9 +281,15 @@ class Errand:
 
     def _cancel(self) -> None:
         self.answered = True
+        self.tell()
+        loop = self.thread.loop
+        assert loop is not None
+        # Not at once: what was said before, a message or an answer, is taken up before it.
+        loop.soon(partial(loop.soon, self._cancel_now))
+
+    def _cancel_now(self) -> None:
         if self.task is not None and not self.ended:
             self.task.cancel()
-        self.tell()
 
     def tell(self) -> None:
         """Let the waiting task look at what has changed; from any thread."""

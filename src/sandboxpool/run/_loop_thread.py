@@ -159,6 +159,7 @@ class LoopThread:
         loop = running_loop()
         self._stop = loop.wakeup()
         self.loop = loop
+        _name_root_task(loop)
         # Whoever stops it from now on wakes it; who did before is seen here.
         if not self._stopped:
             if self._first is not None:
@@ -189,6 +190,21 @@ def _how(backend: str) -> dict[str, Any]:
     from ._quiet_loop import QuietLoop
 
     return {"backend": "asyncio", "backend_options": {"loop_factory": QuietLoop}}
+
+
+def _name_root_task(loop: Loop) -> None:
+    """Tell anyio which task its worker threads shall end with.
+
+    Without that it looks for it among the tasks of all event loops, for each first worker.
+    """
+    if loop.backend == "asyncio":
+        import asyncio
+
+        from anyio._backends import _asyncio
+
+        root = getattr(_asyncio, "_root_task", None)
+        if root is not None:
+            root.set(asyncio.current_task())
 
 
 def _call_in(loop: Loop, function: Callable[[], object]) -> bool:
