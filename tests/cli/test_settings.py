@@ -40,6 +40,7 @@ def test_no_option_of_wrap_is_missing(serve: Serve) -> None:
 GIVEN: dict[str, tuple[str, Any]] = {
     "factory": ("true", True),
     "isolation": ("factory", "factory"),
+    "run_in": ("thread", "thread"),
     "wsgi": ("true", True),
     "lifespan": ("off", "off"),
     "reset": ("shop:reset", "shop:reset"),
@@ -62,6 +63,10 @@ GIVEN: dict[str, tuple[str, Any]] = {
     "reset_timeout": ("1", 1.0),
     "destroy_timeout": ("1", 1.0),
     "defer_timeout": ("1", 1.0),
+    "hooks": ("sleep,socket", ["sleep", "socket"]),
+    "thread_backend": ("asyncio", "asyncio"),
+    "thread_stack_size": ("1000000", 1_000_000),
+    "max_abandoned": ("none", None),
     "isolate_context": ("false", False),
     "gc_freeze": ("true", True),
     "stats": ("/stats", "/stats"),
@@ -81,12 +86,23 @@ def test_each_option_from_everywhere(serve: Serve, folder: Path, name: str) -> N
     else:
         line = serve("shop:app", setting.flag, text)
     assert line.errors.startswith("sandboxpool serves")
-    assert line.options == {name: value}
-    assert serve("shop:app", **{setting.envvar: text}).options == {name: value}
+    expected = {name: value}
+    if name == "hooks":
+        expected["run_in"] = "cooperative"
+    assert line.options == expected
+    assert serve("shop:app", **{setting.envvar: text}).options == expected
     toml = "true" if value is True else "false" if value is False else f'"{text}"'
     for key in (name, name.replace("_", "-")):
         (folder / "pyproject.toml").write_text(f"[tool.sandboxpool]\n{key} = {toml}\n")
-        assert serve("shop:app").options == {name: value}
+        assert serve("shop:app").options == expected
+
+
+def test_hooks_alone(serve: Serve) -> None:
+    """`--hooks` needs no value, and brings with it what makes use of them."""
+    expected = {"hooks": ["default"], "run_in": "cooperative"}
+    assert serve("shop:app", "--hooks").options == expected
+    both = serve("shop:app", "--hooks", "sleep", "--hooks", "socket", "--run-in", "cooperative")
+    assert both.options == {"hooks": ["sleep", "socket"], "run_in": "cooperative"}
 
 
 def test_natural_values_of_toml(serve: Serve, folder: Path) -> None:

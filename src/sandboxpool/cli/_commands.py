@@ -83,6 +83,8 @@ def _wrap_option(setting: Setting) -> _Option:
         kwargs = {}
     elif setting.kind in ("names", "policies"):
         kwargs["multiple"] = True
+    if setting.name == "hooks":
+        kwargs.update(is_flag=False, flag_value="default")  # `--hooks` alone is enough
     return _Option(
         [names, setting.name],
         envvar=setting.envvar,
@@ -172,6 +174,8 @@ def _serve(app: str | None, server_args: tuple[str, ...], **values: Any) -> None
             elif setting.kind == "policies":
                 value = {name: policy for pairs in value for name, policy in pairs.items()}
             options[name] = value
+    if options.get("hooks"):
+        options.setdefault("run_in", "cooperative")  # what else could they be for
     server, reload, workers = values["server"], values["reload"], values["workers"]
     try:
         check_server(server, reload=reload)
