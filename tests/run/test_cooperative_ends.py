@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from types import coroutine
 from typing import Any
 
 import anyio
@@ -18,7 +19,9 @@ import pytest
 import trio
 
 from sandboxpool import current_lease
-from sandboxpool.run.cooperative import await_, stepper
+from sandboxpool._context import RequestLease
+from sandboxpool.run.cooperative import await_, drive, stepper
+from sandboxpool.run.loop import Running
 from tests.wrap.client import Connection, respond
 from tests.wrap.test_untouched import retired
 
@@ -329,34 +332,30 @@ def test_dropped_and_raised() -> None:
 
 
 def test_dropped_in_another_thread() -> None:
-    """A blocked request whose task is dropped in another thread cleans up in its own."""
+    """Code that blocks, and is dropped in another thread, cleans up in its own."""
     seen: list[Any] = []
-    begun: list[Any] = []
-    gate: Any = None
 
-    def block() -> None:
+    async def call() -> None:
         try:
-            gate.pass_through()
+            await_(forever())
         finally:
             seen.append((threading.get_ident(), stepper()))
 
-    async def main() -> None:
-        nonlocal gate
-        gate = Gate()
-        async with cooperative(calling(block)) as sandboxed:
-            steps = Connection(sandboxed).run()
-            while not hasattr(steps.send(None), "add_done_callback"):
-                pass
-            begun.append(steps)
-            del steps
-            thread = threading.Thread(target=begun.clear)
-            thread.start()
-            thread.join()
-            # The next look at a greenlet here ends those that nothing holds any more.
-            assert stepper() is None
+    @coroutine
+    def forever() -> Generator[None, None, None]:
+        yield
 
-    asyncio.run(main())
+    lease: Any = RequestLease(None, None, {})  # type: ignore[arg-type]
+    begun = [drive(Running(), lease, None, call())]
+    begun[0].send(None)
+    assert lease.blocked is not None
+    thread = threading.Thread(target=begun.clear)
+    thread.start()
+    thread.join()
+    # The next look at a greenlet here ends those that nothing holds any more.
+    assert stepper() is None
     assert seen == [(threading.get_ident(), None)]
+    assert lease.blocked is None
 
 
 def test_end_of_the_interpreter() -> None:

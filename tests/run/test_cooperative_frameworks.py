@@ -153,6 +153,33 @@ async def test_websocket(place: str) -> None:
     assert blocked.sent[1]["text"] == "hello"
 
 
+async def test_hang_up() -> None:
+    """Where the framework cancels for a client that hangs up, a blocked stream is cut short."""
+    gates, seen = Gates(), []
+    app = app_that_blocks(gates, False)
+
+    async def chunks() -> AsyncIterator[str]:
+        yield "first"
+        try:
+            gates.block("forever")
+        finally:
+            seen.append("cut short")
+
+    @app.get("/forever")
+    async def forever() -> StreamingResponse:
+        return StreamingResponse(chunks())
+
+    async with cooperative(app) as sandboxed, anyio.create_task_group() as tasks:
+        # Under this version of the protocol Starlette listens for the end of the connection.
+        asgi = {"version": "3.0", "spec_version": "2.3"}
+        connection = Connection(sandboxed, "/forever", asgi=asgi)
+        tasks.start_soon(connection.run)
+        await gates["forever"].reached.wait()
+        connection.hang_up()
+    assert seen == ["cut short"]
+    assert connection.text == "first"
+
+
 async def test_generator_that_is_left() -> None:
     """An async generator that is closed half-way may block in its clean-up."""
     gate = Gate()
