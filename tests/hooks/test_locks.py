@@ -1,7 +1,5 @@
 """Locks and what is built on them, in cooperative requests, threads and the event loop."""
 
-# ruff: noqa: ASYNC251 (that it blocks is what is tested)
-
 from __future__ import annotations
 
 import copy
@@ -233,6 +231,34 @@ async def test_released_elsewhere() -> None:
             await settle()
             lock.release()
     assert lock.locked()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+@pytest.mark.parametrize("kind", ["Lock", "RLock", "Condition"])
+async def test_task_is_dropped(kind: str) -> None:
+    """A request whose task is dropped in the middle of a blocking call leaves its lock free."""
+    lock = getattr(threading, kind)()
+    begun: list[Any] = []
+
+    def hold() -> None:
+        with lock:
+            threading.Event().wait()
+
+    async def begin(app: Any) -> None:
+        steps = Connection(app, "/0").run()
+        steps.send(None)
+        begun.append(steps)
+
+    def take() -> None:
+        with lock:
+            pass
+
+    async with sandboxed(hold, take) as app:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(begin, app)
+        begun.pop().close()
+        with anyio.fail_after(PATIENCE):
+            await Connection(app, "/1").run()
 
 
 # --- code of the event loop itself ----------------------------------------------------------------

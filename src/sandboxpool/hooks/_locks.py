@@ -183,14 +183,22 @@ class RLock(_CRLock):  # type: ignore[misc]
     def release(self) -> None:
         """Release the lock; see `threading.RLock`."""
         task = self._task
-        if task is not None:
-            if running_task() is task:
-                self._depth -= 1
-                if not self._depth:
-                    self._task = self._lease = None
-            elif stepper() is not None:
-                raise RuntimeError("cannot release un-acquired lock")
-        _release(self)
+        if task is None:
+            _release(self)
+        elif running_task() is task:
+            self._depth -= 1
+            if not self._depth:
+                # First: a thread that gets the lock must find it nobody's.
+                self._task = self._lease = None
+            _release(self)
+        elif stepper() is not None:
+            raise RuntimeError("cannot release un-acquired lock")
+        else:
+            # Code of the event loop that let requests in, or a request whose task is being
+            # dropped, for which no task runs any more.
+            _release(self)
+            if not _CRLock._is_owned(self):
+                self._task = self._lease = None
         if self._line:
             self._line.wake()
 
