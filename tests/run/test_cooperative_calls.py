@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Generator, Iterator
 from contextvars import ContextVar
 from functools import partial
+from types import coroutine
 from typing import Any
 
 import anyio
@@ -104,16 +105,24 @@ class Iterating:
         return iter(())
 
 
+@coroutine
+def generating() -> Generator[Any, Any, str]:
+    """Be a coroutine of the old kind."""
+    yield from anyio.lowlevel.checkpoint().__await__()
+    return "generated"
+
+
 @pytest.mark.parametrize(
     ("make", "result"),
     [
         (lambda: soon(1), 1),
         (Slow, "slow"),
         (Iterating, None),
+        (lambda: generating(), "generated"),
         (lambda: soon(None), None),
         (lambda: nested(), (1, 2)),
     ],
-    ids=["coroutine", "awaitable", "iterator", "none", "nested"],
+    ids=["coroutine", "awaitable", "iterator", "generator", "none", "nested"],
 )
 async def test_results(make: Any, result: Any) -> None:
     """`await_()` returns what awaiting returns, of anything that can be awaited."""

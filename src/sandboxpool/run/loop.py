@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
 from contextvars import Context
+from inspect import isawaitable
 from types import CoroutineType, GeneratorType, coroutine
 from typing import Any
 
@@ -36,10 +37,12 @@ ACCEPTED = "websocket.accept"
 GONE = "websocket.disconnect"
 
 
-def steps_of(awaitable: Awaitable[Any]) -> Any:
+def steps_of(awaitable: Any) -> Any:
     """Return something with `send`, `throw` and `close` that runs *awaitable*."""
     if type(awaitable) is CoroutineType:
         return awaitable
+    if isinstance(awaitable, GeneratorType) and isawaitable(awaitable):
+        return awaitable  # of `types.coroutine`: it has no `__await__()`
     steps = awaitable.__await__()
     if isinstance(steps, GeneratorType) or hasattr(steps, "send"):
         return steps
