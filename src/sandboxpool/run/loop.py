@@ -41,8 +41,8 @@ def steps_of(awaitable: Any) -> Any:
     """Return something with `send`, `throw` and `close` that runs *awaitable*."""
     if type(awaitable) is CoroutineType:
         return awaitable
-    if isinstance(awaitable, GeneratorType) and isawaitable(awaitable):
-        return awaitable  # of `types.coroutine`: it has no `__await__()`
+    if not hasattr(awaitable, "__await__") and isawaitable(awaitable):
+        return awaitable  # a generator that `types.coroutine` has marked
     steps = awaitable.__await__()
     if isinstance(steps, GeneratorType) or hasattr(steps, "send"):
         return steps
