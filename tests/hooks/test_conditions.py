@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable
 from concurrent import futures
 from contextlib import asynccontextmanager
@@ -439,6 +440,20 @@ async def test_start_lets_nobody_in() -> None:
 
     await at_once(start, start, start)
     assert order == ["starts", "started"] * 3
+
+
+async def test_start_refuses() -> None:
+    """A thread that cannot be started says so to whoever starts it."""
+
+    def start() -> None:
+        thread = threading.Thread(target=lambda: None)
+        thread.start()
+        with pytest.raises(RuntimeError, match="only be started once") as caught:
+            thread.start()
+        assert traceback.extract_tb(caught.tb)[0].name == "start"
+        thread.join()
+
+    await alone(start)
 
 
 async def test_thread_is_no_request() -> None:

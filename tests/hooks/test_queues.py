@@ -167,6 +167,23 @@ def test_type() -> None:
     items: queue.SimpleQueue[int] = queue.SimpleQueue()
     assert isinstance(items, _SimpleQueue)
     assert type(items) is not _SimpleQueue
+
+
+def test_subclass() -> None:
+    """A subclass may take arguments of its own and need not initialize its base."""
+
+    class Named(queue.SimpleQueue[int]):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+    items = Named("name")
+    items.put(1)
+    assert items.get() == 1
+
+
+def test_uninstalled() -> None:
+    """After `uninstall()` the original is back, and a queue that was made before works on."""
+    items: queue.SimpleQueue[int] = queue.SimpleQueue()
     hooks.uninstall()
     assert queue.SimpleQueue is _SimpleQueue
     threading.Timer(0.001, items.put, (1,)).start()

@@ -8,12 +8,15 @@ from __future__ import annotations
 import _queue
 import queue
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sandboxpool.run.cooperative import stepper
 
 from ._patch import Patch
 from ._waiting import Line
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _put = _queue.SimpleQueue.put
 _get = _queue.SimpleQueue.get
@@ -28,8 +31,13 @@ class SimpleQueue(_queue.SimpleQueue[Any]):
 
     __slots__ = ("_line",)
 
-    def __init__(self) -> None:
+    _line: Line
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """Make one; not all subclasses call an initializer that did not exist before."""
+        self = super().__new__(cls)
         self._line = Line()
+        return self
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
         """Put an item; never blocks, and may be called from a finalizer."""
