@@ -295,7 +295,7 @@ class SandboxedApp:
             whole = isinstance(error, Exception)
             dropped = isinstance(error, GeneratorExit)
             if not (lease.cut_off and lease.interruption.ended(error)):
-                if lease.cut_off and anyio.current_effective_deadline() == -inf:
+                if lease.cut_off and not dropped and anyio.current_effective_deadline() == -inf:
                     # A cancel scope around us was cancelled as well, right after. The exception
                     # is the one that the watchdog has caused, which that scope would not know
                     # as its own; this raises the scope's.
