@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from sandboxpool import ExecutionTimeoutError, context, current_lease, current_sandbox
-from sandboxpool.adapters._wsgi_threads import CutOffError
+from sandboxpool.run._loop_thread import CutOffError
 from sandboxpool.adapters.wsgi import WSGIGateway
 from tests.wrap.client import Connection, Lifespan, get
 

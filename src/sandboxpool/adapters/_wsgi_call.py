@@ -5,81 +5,58 @@ from __future__ import annotations
 import inspect
 import io
 import logging
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Protocol, TypeVar
-
-import anyio.lowlevel
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from sandboxpool._context import RequestLease
-from sandboxpool._loop import running_loop
-from sandboxpool._read_ahead import ReadAhead
-from sandboxpool._types import Message, Receive, Scope, Send, WSGIApp
+from sandboxpool._types import Message, Scope, WSGIApp
 
+from ._wsgi_client import Client
 from ._wsgi_environ import build_environ
 
 logger = logging.getLogger("sandboxpool.wsgi")
-
-T = TypeVar("T")
-
-
-class Await(Protocol):
-    """Waits for an async function from where the app runs."""
-
-    def __call__(self, function: Callable[..., Awaitable[T]], /, *args: Any) -> T:
-        """Return what the function returns."""
-        ...
 
 
 class WSGICall:
     """A call of a WSGI app.
 
-    `run()` and what it calls run where the app does, which may be a thread; the coroutines run
-    in the event loop, one at a time.
+    All of it runs where the app does, which may be a thread.
 
     Args:
         app: The WSGI app.
         name: What errors call it.
         scope: The ASGI scope.
-        receive: The server's.
-        send: The server's.
 
     Attributes:
         lease: That of the request, if it has one.
     """
 
-    def __init__(self, app: WSGIApp, name: str, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, app: WSGIApp, name: str, scope: Scope) -> None:
         self.lease: RequestLease | None = scope.get("sandboxpool.lease")
         self._app = app
         self._name = name
         self._scope = scope
-        self._receive = receive
-        self._send = send
-        self._await: Await = _nowhere
+        self._client: Client | None = None  # before it began and after it has ended
         self._more_to_read = True
         self._gone: ConnectionResetError | None = None
-        self._ahead: ReadAhead | None = None
         self._status = 0
         self._headers: list[tuple[bytes, bytes]] = []
         self._length: int | None = None  # what the app declared
         self._sent = 0
         self._begun = self._complete = False
 
-    def close(self) -> None:
-        """Listen to the client no longer."""
-        if self._ahead is not None:
-            self._ahead.close()
-
-    # --- where the app runs -------------------------------------------------------------------
-
-    def run(self, await_: Await) -> None:
+    def run(self, client: Client) -> None:
         """Call the app and send what it answers.
+
+        Args:
+            client: To whom.
 
         Raises:
             RuntimeError: The app has not kept to PEP 3333.
             TypeError: Nor has this one.
             BaseException: Whatever the app raises.
         """
-        self._await = await_
+        self._client = client
         try:
             self._run()
         except ConnectionResetError as error:
@@ -87,7 +64,7 @@ class WSGICall:
                 raise
             logger.debug("%s %s: %s", self._scope["method"], self._scope["path"], error)
         finally:
-            self._await = _nowhere
+            self._client = None
 
     def _run(self) -> None:
         body = io.BufferedReader(_Body(self._read))
@@ -143,8 +120,7 @@ class WSGICall:
 
     def write(self, block: bytes, /) -> None:
         """Send a block of the body; for apps that do not return them all."""
-        if self._await is _nowhere:
-            raise _over()
+        self._reached()
         self._check_block(block)
         self._give(block)
 
@@ -208,7 +184,7 @@ class WSGICall:
         messages.append({"type": "http.response.body", "body": block, "more_body": not last})
         self._begun = True
         self._complete = last
-        self._await(self.transmit, messages)
+        self._transmit(messages)
 
     def _finish(self) -> None:
         if self._complete:
@@ -225,7 +201,7 @@ class WSGICall:
             )
         messages.append({"type": "http.response.body", "body": b"", "more_body": False})
         self._begun = self._complete = True
-        self._await(self.transmit, messages)
+        self._transmit(messages)
 
     def _head(self) -> Message:
         if not self._status:
@@ -256,20 +232,13 @@ class WSGICall:
             )
 
     def _read(self) -> bytes:
-        if not self._more_to_read:
-            return b""
-        return self._await(self.next_part)
-
-    # --- in the event loop --------------------------------------------------------------------
-
-    async def next_part(self) -> bytes:
         """Return the next part of the body, empty at its end.
 
         Raises:
             ConnectionResetError: The client has hung up before the end.
         """
         while self._more_to_read:
-            message = await self._receive()
+            message = self._reached().receive()
             if message["type"] == "http.disconnect":
                 raise self._hung_up()
             self._more_to_read = message.get("more_body", False)
@@ -278,29 +247,19 @@ class WSGICall:
                 return part
         return b""
 
-    async def transmit(self, messages: list[Message]) -> None:
+    def _transmit(self, messages: list[Message]) -> None:
         """Send messages to the client.
 
         Raises:
             ConnectionResetError: The client has hung up.
         """
-        if messages[0].get("more_body"):
-            # It streams, perhaps without an end, and most servers let one send to nobody.
-            await self._look()
-        for message in messages:
-            await self._send(message)
-
-    async def _look(self) -> None:
-        """Raise if the client has hung up; listen from now on."""
-        ahead = self._ahead
-        if ahead is None:
-            ahead = self._ahead = ReadAhead(running_loop(), self._receive)
-            self._receive = ahead.receive
-            ahead.start(_nobody_waits)
-        # Not every server waits when it sends, and whoever listens must have a turn.
-        await anyio.lowlevel.checkpoint()
-        if ahead.hung_up:
+        if not self._reached().send(messages):
             raise self._hung_up()
+
+    def _reached(self) -> Client:
+        if self._client is None:
+            raise RuntimeError("the request is over: nothing can be read or sent for it any more.")
+        return self._client
 
     def _hung_up(self) -> ConnectionResetError:
         if self._gone is None:
@@ -326,17 +285,6 @@ class _Body(io.RawIOBase):
         buffer[:size] = part[:size]
         self._part = part[size:]
         return size
-
-
-def _nobody_waits() -> None: ...
-
-
-def _nowhere(function: Callable[..., Awaitable[T]], /, *args: Any) -> T:
-    raise _over()
-
-
-def _over() -> RuntimeError:
-    return RuntimeError("the request is over: nothing can be read or sent for it any more.")
 
 
 def _shown(value: object) -> str:

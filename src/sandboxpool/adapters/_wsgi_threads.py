@@ -14,10 +14,12 @@ import anyio.from_thread
 import anyio.lowlevel
 import anyio.to_thread
 
-from sandboxpool._loop import Loop, Wakeup, running_loop
 from sandboxpool._stacks import stack_of_thread
+from sandboxpool._types import Receive, Send
+from sandboxpool.run._loop_thread import CutOffError
 
 from ._wsgi_call import WSGICall
+from ._wsgi_client import LoopClient
 
 logger = logging.getLogger("sandboxpool.wsgi")
 
@@ -27,10 +29,6 @@ _limiters: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar(
     "sandboxpool_wsgi_limiter"
 )
 _CUT_OFF: Any = object()
-
-
-class CutOffError(BaseException):
-    """Raised in an app whose request was cut off, when it reads or sends again."""
 
 
 def unlimited() -> anyio.CapacityLimiter:
@@ -50,9 +48,8 @@ class WorkerThreads:
         name: What logs call the app.
         abandoned: The threads that were left behind and have not come to their end yet.
         max_abandoned: How many of those there may be, `None` for no limit.
-        in_sandbox: Whether the loop is that of a sandbox in a thread of its own. A call that is
-            cut off goes on there until its worker thread has come to its end, for that sandbox
-            is left behind with all of its threads. Otherwise the worker thread alone is.
+        in_sandbox: Whether sandboxes have threads of their own, in which their apps run: then
+            there are no others.
     """
 
     def __init__(
@@ -60,7 +57,7 @@ class WorkerThreads:
     ) -> None:
         self.abandoned = abandoned
         self._name = name
-        self._in_sandbox = in_sandbox
+        self.in_sandbox = in_sandbox
         self._max_abandoned = max_abandoned
 
     @property
@@ -68,24 +65,21 @@ class WorkerThreads:
         """Whether so many threads were left behind that there must be no further one."""
         return self._max_abandoned is not None and len(self.abandoned) >= self._max_abandoned
 
-    async def run(self, call: WSGICall) -> None:
+    async def run(self, call: WSGICall, receive: Receive, send: Send) -> None:
         """Run a call of a WSGI app to its end."""
-        worker = WorkerCall(call, self.abandoned)
+        worker = WorkerCall(call, receive, send, self.abandoned)
         try:
-            await anyio.to_thread.run_sync(
-                worker.run, abandon_on_cancel=not self._in_sandbox, limiter=unlimited()
-            )
+            await anyio.to_thread.run_sync(worker.run, abandon_on_cancel=True, limiter=unlimited())
         except CutOffError:
             # Cancelled by a scope, of which the thread was told before this task was.
             await anyio.lowlevel.checkpoint()
             raise
         except BaseException:
             if worker.cut_off():
-                if self._in_sandbox:
-                    await worker.wait()
-                else:
-                    self._abandon(worker)
+                self._abandon(worker)
             raise
+        finally:
+            worker.client.close()
 
     def _abandon(self, worker: WorkerCall) -> None:
         self.abandoned.add(worker)
@@ -106,14 +100,20 @@ class WorkerCall:
 
     Args:
         call: The call.
+        receive: The server's.
+        send: The server's.
         abandoned: Where it takes itself out at its end.
 
     Attributes:
+        client: The client of the call.
         thread_id: The thread.
         ended: Whether it has come to its end.
     """
 
-    def __init__(self, call: WSGICall, abandoned: set[WorkerCall]) -> None:
+    def __init__(
+        self, call: WSGICall, receive: Receive, send: Send, abandoned: set[WorkerCall]
+    ) -> None:
+        self.client = LoopClient(receive, send, self._await)
         self.thread_id = 0
         self.ended = False
         self._call = call
@@ -123,7 +123,6 @@ class WorkerCall:
         self._over = False
         self._token = anyio.lowlevel.current_token()
         self._crossing: anyio.CancelScope | None = None
-        self._waiting: tuple[Loop, Wakeup] | None = None
 
     # --- in the thread ------------------------------------------------------------------------
 
@@ -136,14 +135,10 @@ class WorkerCall:
         if lease is not None:
             lease.worker = self.thread_id  # for those who ask where it is
         try:
-            self._call.run(self._await)
+            self._call.run(self.client)
         finally:
             self.ended = True
             self._abandoned.discard(self)
-            # Looked at only now: the loop looks at `ended` after it has set this.
-            if self._waiting is not None:
-                loop, wakeup = self._waiting
-                loop.call_from_thread(wakeup.wake)
             if lease is not None:
                 lease.worker = 0
 
@@ -174,17 +169,3 @@ class WorkerCall:
         if self._crossing is not None:
             self._crossing.cancel()
         return not self.ended and not self._turn.acquire(blocking=False)
-
-    async def wait(self) -> None:
-        """Wait for the end, however often this is cancelled: the caller raises that then."""
-        loop = running_loop()
-        with anyio.CancelScope(shield=True):
-            while True:
-                wakeup = loop.wakeup()
-                self._waiting = loop, wakeup
-                if self.ended:
-                    return
-                try:
-                    await wakeup
-                except anyio.get_cancelled_exc_class():
-                    continue

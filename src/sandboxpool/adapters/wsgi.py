@@ -2,7 +2,8 @@
 
 Where the WSGI app runs is what matters here, and what the well-kept adapters decide for
 themselves: they have threads of their own. On the loop, with blocking calls made cooperative, it
-runs on the request's own stack, which waits for the client like any other blocking call.
+runs on the request's own stack, which waits for the client like any other blocking call. In a
+sandbox with a thread of its own it runs right there, and the sandbox's event loop stands still.
 Elsewhere it runs in a worker thread, of which there are as many as requests.
 """
 
@@ -22,8 +23,11 @@ from sandboxpool._answers import answer
 from sandboxpool._exceptions import AppTypeError
 from sandboxpool._load import check_app
 from sandboxpool._types import Receive, Scope, Send, WSGIApp
+from sandboxpool.run._crossing import Crossing
+from sandboxpool.run._hidden_loop import HiddenLoop
 
 from ._wsgi_call import WSGICall
+from ._wsgi_client import CrossingClient, LoopClient
 from ._wsgi_state import AppState
 from ._wsgi_threads import WorkerThreads, unlimited
 
@@ -50,7 +54,7 @@ class WSGIGateway:
         self.wsgi_app = wsgi_app
         self._name = name
         self._threads = threads
-        self._run = _run_here if threads is None else threads.run
+        self._run = _run_on_the_loop if threads is None else threads.run
         self._state: AppState | None = None
 
     def __repr__(self) -> str:
@@ -76,7 +80,14 @@ class WSGIGateway:
             raise ValueError(f"{self!r} serves http, websocket and lifespan, not {kind!r}.")
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        call = WSGICall(self.wsgi_app, self._name, scope)
         threads = self._threads
+        if threads is not None and threads.in_sandbox:
+            crossing = _crossing_of(scope)
+            if crossing is not None:
+                with HiddenLoop():
+                    call.run(CrossingClient(crossing))
+                return
         if threads is not None and threads.full:
             logger.error(
                 "%s %s is refused: %d threads are still in calls of %s that were cut off, as "
@@ -89,11 +100,7 @@ class WSGIGateway:
             text = "Service unavailable: too many calls that were cut off do not stop."
             await answer(scope, receive, send, 503, text, retry_after=1)
             return
-        call = WSGICall(self.wsgi_app, self._name, scope, receive, send)
-        try:
-            await self._run(call)
-        finally:
-            call.close()
+        await self._run(call, receive, send)
 
     def remember(self) -> None:
         """Take the WSGI app as it is now for what `restore()` makes of it again."""
@@ -141,8 +148,10 @@ class GatewayFactory:
         """
         if self._threads is None:
             (made,) = self._make_one()
+        elif self._threads.in_sandbox:
+            with HiddenLoop():
+                (made,) = self._make_one()
         else:
-            # In the thread in which a sandbox with a thread of its own runs the app, too.
             (made,) = await anyio.to_thread.run_sync(self._make_one, limiter=unlimited())
         if isawaitable(made):
             made = await made
@@ -163,10 +172,21 @@ class GatewayFactory:
             return (self._make(),)  # Trio refuses to bring a bare coroutine from a thread
 
 
-async def _run_here(call: WSGICall) -> None:
+def _crossing_of(scope: Scope) -> Crossing | None:
+    """Return the call that runs in the thread of a sandbox, if this one does."""
+    sandbox = getattr(scope.get("sandboxpool.lease"), "sandbox", None)
+    crossing = getattr(sandbox, "call", None)
+    return crossing if isinstance(crossing, Crossing) else None
+
+
+async def _run_on_the_loop(call: WSGICall, receive: Receive, send: Send) -> None:
     from sandboxpool.run.cooperative import await_
 
     def await_here(function: Callable[..., Awaitable[T]], /, *args: Any) -> T:
         return await_(function(*args))
 
-    call.run(await_here)
+    client = LoopClient(receive, send, await_here)
+    try:
+        call.run(client)
+    finally:
+        client.close()

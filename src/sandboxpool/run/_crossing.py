@@ -5,12 +5,17 @@ it as possible. What the app sends goes back without a wait for an answer, in on
 follows it and with the end of the call. A request that reads no body and streams nothing crosses
 once there and once back. Answers are waited for where they matter: on a websocket, and for each
 part of a stream, so that an app is as fast as its client, and learns when that has gone.
+
+Code that is not async may also read and send right in the thread, whose loop stands still then:
+it waits for locks, which the server's loop releases.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from contextvars import Context, copy_context
+from threading import Lock, get_ident
 from typing import Any
 
 import anyio
@@ -21,7 +26,7 @@ from sandboxpool._loop import Background, Wakeup
 from sandboxpool._types import ASGIApp, Message, Receive, Scope, Send
 
 from ._errand import Errand, Port
-from ._loop_thread import LoopThread
+from ._loop_thread import CutOffError, LoopThread
 
 # Bytes of a body that are read ahead of the app, about; then the client must wait.
 _ENOUGH = 64 * 1024
@@ -35,6 +40,27 @@ _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _GONE = frozenset({"http.disconnect", "websocket.disconnect"})
 
 
+class _Latch:
+    """What a thread waits for without its event loop."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._lock.acquire()
+
+    def wake(self) -> None:
+        """Let the waiting thread go on, or not wait at all; for any thread."""
+        try:
+            self._lock.release()
+        except RuntimeError:
+            pass  # a second time
+
+    def wait(self) -> None:
+        """Wait, once."""
+        self._lock.acquire()
+
+
 class _Sent:
     """A message of the app on its way to the server.
 
@@ -45,7 +71,7 @@ class _Sent:
 
     __slots__ = ("error", "message", "wakeup")
 
-    def __init__(self, message: Message, wakeup: Wakeup | None) -> None:
+    def __init__(self, message: Message, wakeup: Wakeup | _Latch | None) -> None:
         self.message = message
         self.wakeup = wakeup
         self.error: BaseException | None = None
@@ -86,6 +112,8 @@ class Crossing(Errand):
     Attributes:
         steps: What the app returned, while it runs.
         app_context: The context variables as the app has left them.
+        blocks: Whether code runs in the thread that reads and sends without its loop.
+        hung_up: Whether the client has gone, as far as anybody has listened.
     """
 
     def __init__(
@@ -102,6 +130,7 @@ class Crossing(Errand):
         super().__init__(thread, port, None, f"request {path}", context)
         self.steps: Any = None
         self.app_context = context
+        self.blocks = self.hung_up = False
         self._app = app
         self._scope = scope
         self._is_websocket = scope["type"] == "websocket"
@@ -116,7 +145,10 @@ class Crossing(Errand):
         self._reader: Background | None = None
         self._read_on: Wakeup | None = None
         self._receive_error: Exception | None = None
-        self._receivers: list[Wakeup] = []
+        self._receivers: list[Wakeup | _Latch] = []
+        # Of code that reads and sends without the thread's loop.
+        self._cut_off = False
+        self._latches: list[_Latch] = []
 
     # --- at home ------------------------------------------------------------------------------
 
@@ -162,7 +194,9 @@ class Crossing(Errand):
                     item.error = error
                 else:
                     self._failure = error
-        if item.wakeup is not None:
+        if type(item.wakeup) is _Latch:
+            item.wakeup.wake()
+        elif item.wakeup is not None:
             self.thread.post(item.wakeup.wake)
 
     def _start_reading(self) -> None:
@@ -187,8 +221,9 @@ class Crossing(Errand):
                 message = await self._server_receive()
                 self._given += size_of(message)
                 self._inbox.append(message)
-                self.thread.post(self._arrived)
-                if message["type"] in _GONE:
+                self.hung_up = message["type"] in _GONE
+                self._note_arrival()
+                if self.hung_up:
                     return
                 if self._given - self._taken >= _ENOUGH:
                     self._read_on = self._port.loop.wakeup()
@@ -200,11 +235,35 @@ class Crossing(Errand):
                     self._read_on = None
         except Exception as error:
             self._receive_error = error
+            self._note_arrival()
+
+    def _note_arrival(self) -> None:
+        # Who blocks says so before it looks at the inbox, and this comes after the filling of it.
+        if self.blocks:
+            self._arrived()
+        else:
             self.thread.post(self._arrived)
+
+    async def _end_early(self) -> None:
+        self._release()
+        await super()._end_early()
+        if self.blocks:
+            self.answered = False  # it has had its time
+
+    def goes_on(self) -> bool:
+        # Its loop stands still, so that it is said by who waited for the client, if anybody did.
+        return self.ended or self.answered if self.blocks else super().goes_on()
+
+    def _release(self) -> None:
+        """Let code that waits for the client without a loop go on, which is cut off by that."""
+        self._cut_off = not self.ended
+        for latch in tuple(self._latches):
+            latch.wake()
 
     def leave(self) -> None:
         """End the receive that is under way: the call is over."""
         self._left = True
+        self._release()
         if self._reader is not None:
             self._reader.cancel()
 
@@ -219,6 +278,18 @@ class Crossing(Errand):
             self.app_context = copy_context()
 
     async def _send(self, message: Message) -> None:
+        loop = self.thread.loop
+        assert loop is not None
+        wakeup = loop.wakeup() if _waits(message) else None
+        item = self._item(message, wakeup)
+        self._outbox.append(item)
+        self.tell()
+        if wakeup is not None:
+            await wakeup
+            if item.error is not None:
+                raise item.error
+
+    def _item(self, message: Message, wakeup: Wakeup | _Latch | None) -> _Sent:
         if self._left or self.ended:
             raise LeaseEndedError(
                 f"{message['type']!r} was sent for a request that is over: code that outlives "
@@ -227,40 +298,20 @@ class Crossing(Errand):
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
-        loop = self.thread.loop
-        assert loop is not None
         body = message.get("body")
         if body is not None and type(body) is not bytes:
             # The app may use its buffer again before the server has looked at it.
             message = {**message, "body": bytes(body)}
-        waits = message["type"] not in _UNANSWERED or message.get("more_body", False)
-        item = _Sent(message, loop.wakeup() if waits else None)
-        self._outbox.append(item)
-        self.tell()
-        if item.wakeup is not None:
-            await item.wakeup
-            if item.error is not None:
-                raise item.error
+        return _Sent(message, wakeup)
 
     async def _receive(self) -> Message:
         loop = self.thread.loop
         assert loop is not None
         looked = False
         while True:
-            if self._inbox:
-                message = self._inbox.popleft()
-                self._taken += size_of(message)
-                if self._paused:
-                    self._ask(_READ)
+            message = self._take()
+            if message is not None:
                 return message
-            if self._receive_error is not None:
-                error, self._receive_error = self._receive_error, None
-                raise error
-            if self._left or self.ended:
-                return {"type": "http.disconnect"}
-            if not self._reading:
-                self._reading = True
-                self._ask(_READ)
             if not looked and anyio.current_effective_deadline() <= anyio.current_time():
                 # Whoever asks in a scope that is cancelled already (`is_disconnected()` does)
                 # wants what is there at once: so ask the server, and wait for its answer.
@@ -277,13 +328,105 @@ class Crossing(Errand):
             finally:
                 self._receivers.remove(wakeup)
 
+    def _take(self) -> Message | None:
+        """Return what is there; have it brought, if there is nothing."""
+        if self._inbox:
+            message = self._inbox.popleft()
+            self._taken += size_of(message)
+            if self._paused:
+                self._ask(_READ)
+            return message
+        if self._receive_error is not None:
+            error, self._receive_error = self._receive_error, None
+            raise error
+        if self._left or self.ended:
+            return {"type": "http.disconnect"}
+        self.listen()
+        return None
+
+    def listen(self) -> None:
+        """Have `hung_up` tell, from now on, when the client goes."""
+        if not self._reading:
+            self._reading = True
+            self._ask(_READ)
+
     def _ask(self, item: object) -> None:
         self._outbox.append(item)
-        self.tell()
+        if self.blocks:
+            self._port.note_from_elsewhere(self)
+        else:
+            self.tell()
 
     def _arrived(self) -> None:
-        for wakeup in self._receivers:
+        for wakeup in tuple(self._receivers):
             wakeup.wake()
+
+    # --- away, by code that blocks; in any thread -----------------------------------------------
+
+    def receive_blocking(self) -> Message:
+        """Return the next message of the client.
+
+        Raises:
+            CutOffError: The request was cut off.
+        """
+        while True:
+            latch = _Latch()
+            # Before the look: who brings something after it finds the latch.
+            self._receivers.append(latch)
+            try:
+                self._check_cut_off()
+                message = self._take()
+                if message is not None:
+                    return message
+                self._wait(latch)
+            finally:
+                self._receivers.remove(latch)
+
+    def send_blocking(self, messages: Iterable[Message]) -> None:
+        """Send messages; wait until the server has taken them, if the response goes on.
+
+        Raises:
+            CutOffError: The request was cut off.
+            LeaseEndedError: The request is over.
+            Exception: Whatever the server raises.
+        """
+        self._check_cut_off()
+        for message in messages:
+            latch = _Latch() if _waits(message) else None
+            item = self._item(message, latch)
+            self._outbox.append(item)
+            if latch is not None:
+                self._port.note_from_elsewhere(self)
+                self._wait(latch)
+                if item.error is not None:
+                    raise item.error
+        if not self._outbox:
+            return
+        # The end of the response: it goes back with the end of the call, or in an instant.
+        if get_ident() == self.thread.thread.ident:
+            self.tell()
+        else:
+            self._port.note_from_elsewhere(self)
+
+    def _wait(self, latch: _Latch) -> None:
+        self._latches.append(latch)
+        try:
+            # After that: who cuts off looks at the latches after it has said so.
+            self._check_cut_off()
+            latch.wait()
+        finally:
+            self._latches.remove(latch)
+        self._check_cut_off()
+
+    def _check_cut_off(self) -> None:
+        if self._cut_off:
+            self.answered = True
+            raise CutOffError("the request was cut off.")
+
+
+def _waits(message: Message) -> bool:
+    """Tell whether the app waits for the server's answer to a message."""
+    return message["type"] not in _UNANSWERED or bool(message.get("more_body", False))
 
 
 def _expects(scope: Scope) -> bool:

@@ -26,6 +26,10 @@ class AbandonedError(BaseException):
     """Raised in code that was cut off while it blocked a thread, as soon as it runs again."""
 
 
+class CutOffError(AbandonedError):
+    """Raised in code whose request was cut off, when it reads or sends, or waits for that."""
+
+
 class LoopThread:
     """A thread with an event loop.
 
