@@ -12,11 +12,11 @@ import pytest
 from fastapi import FastAPI
 
 from sandboxpool import (
-    ExecutionTimeoutError,
     SandboxedApp,
     ThreadLimitError,
     context,
     current_lease,
+    hooks,
 )
 from tests.wrap.client import Connection, get, respond
 
@@ -295,3 +295,27 @@ async def test_drain_timeout() -> None:
 def test_error_is_exported() -> None:
     """The error of the limits is public, and a RuntimeError."""
     assert issubclass(ThreadLimitError, RuntimeError)
+
+
+async def test_idle_worker_threads_hold_up_nothing() -> None:
+    """A sandbox that is abandoned ends although it has idle worker threads, with hooks, too."""
+    app = FastAPI()
+    go_on = threading.Event()
+
+    @app.get("/def")
+    def endpoint() -> None: ...
+
+    @app.get("/blocks")
+    async def blocks() -> None:
+        go_on.wait(PATIENCE)
+
+    hooks.install()
+    try:
+        async with in_threads(app, execution_timeout=0.1) as sandboxed:
+            await get(sandboxed, "/def")
+            assert (await get(sandboxed, "/blocks")).status == 504
+            assert sandboxed.statistics().abandoned == 1
+            go_on.set()
+            await until(lambda: sandboxed.statistics().abandoned == 0)
+    finally:
+        hooks.uninstall()

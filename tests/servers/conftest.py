@@ -19,10 +19,10 @@ class Fleet:
         self._stack = stack
         self._running: dict[str, RunningServer] = {}
 
-    def __call__(self, app: str) -> RunningServer:
+    def __call__(self, app: str, module: str = "shop") -> RunningServer:
         running = self._running.get(app)
         if running is None or running.process.poll() is not None:
-            running = self._stack.enter_context(self.server.start(app))
+            running = self._stack.enter_context(self.server.start(app, module=module))
             self._running[app] = running
         return running
 

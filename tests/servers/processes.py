@@ -46,14 +46,14 @@ class Server:
     streams_body: bool = True
     denial: int = 503
 
-    def start(self, app: str, *extra: str) -> RunningServer:
+    def start(self, app: str, *extra: str, module: str = "shop") -> RunningServer:
         with socket.socket() as chosen:
             chosen.bind(("127.0.0.1", 0))
             port = chosen.getsockname()[1]
         options: tuple[str, ...] = ()
         if self.wraps:
             app, options = _OPTIONS[app]
-        target = f"tests.servers.shop:{app}"
+        target = f"tests.servers.{module}:{app}"
         command = [part.format(port=port, app=target) for part in self.command]
         if self.wraps:
             # Behind `--` stand the options of the server itself.

@@ -175,13 +175,24 @@ class LoopThread:
             self._stop.wake()
 
 
-def _waits_for_work(frame: FrameType) -> bool:
+def _waits_for_work(frame: FrameType | None) -> bool:
     """Tell whether the innermost frame of a worker thread is its own wait for the next call."""
-    if frame.f_code.co_name == "wait" and frame.f_code.co_filename == threading.__file__:
-        caller = frame.f_back  # anyio's workers: Queue.get() waits for a condition
-        frame = frame if caller is None or caller.f_back is None else caller.f_back
-        return frame.f_code.co_name == "run"
-    return frame.f_code.co_name == "_worker"  # those of concurrent.futures: in C from there
+    # Those of anyio wait for a condition in `Queue.get()`, those of concurrent.futures in C, or
+    # in what the hooks have put there.
+    while frame is not None and frame.f_code.co_name in ("wait", "acquire", "_wait"):
+        frame = frame.f_back
+    if frame is not None and frame.f_code.co_name == "get":
+        frame = frame.f_back
+    return frame is not None and (
+        frame.f_code.co_name == "_worker"
+        or (frame.f_code.co_name == "run" and type(frame.f_locals.get("self")) in _workers())
+    )
+
+
+def _workers() -> tuple[type, ...]:
+    asyncio_backend = sys.modules.get("anyio._backends._asyncio")
+    worker = getattr(asyncio_backend, "WorkerThread", None)
+    return () if worker is None else (worker,)
 
 
 def _how(backend: str) -> dict[str, Any]:
