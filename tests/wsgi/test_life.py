@@ -13,8 +13,8 @@ import anyio
 import pytest
 
 from sandboxpool import ExecutionTimeoutError, context, current_lease, current_sandbox
-from sandboxpool.run._loop_thread import CutOffError
 from sandboxpool.adapters.wsgi import WSGIGateway
+from sandboxpool.run._loop_thread import CutOffError
 from tests.wrap.client import Connection, Lifespan, get
 
 from .served import Blocks, StartResponse, ask, each_way, opened
@@ -99,12 +99,9 @@ async def test_one_thread_for_all_of_a_call(run_in: str) -> None:
     assert (threads[0] == threading.get_ident()) == (run_in == "cooperative")
 
 
-@pytest.mark.parametrize("anyio_backend", [("asyncio", {})], indirect=True)
+@pytest.mark.backend_with_uvloop
 async def test_a_thread_for_each_sandbox() -> None:
-    """With run_in="thread" a sandbox's app is made in the thread that runs all of its requests.
-
-    Trio has its worker threads in common for all loops.
-    """
+    """With run_in="thread" a sandbox's app is made in the thread that runs all of its requests."""
     threads = []
 
     def create_app() -> Any:
