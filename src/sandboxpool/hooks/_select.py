@@ -10,6 +10,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
+from greenlet import getcurrent
 
 from sandboxpool.run.cooperative import await_, stepper
 
@@ -173,8 +174,10 @@ def _cooperative(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(original)
     def select(self: Any, timeout: float | None = None) -> list[Any]:
+        # On the stack that a thread has from its start: event loops come here each time around.
         if (
-            stepper() is None
+            getcurrent().parent is None
+            or stepper() is None
             or (timeout is not None and timeout <= 0)
             or _drives_the_running_loop(self)
         ):
