@@ -84,6 +84,8 @@ def _is_number(host: Any) -> bool:
         _getaddrinfo(host, None, socket.AF_INET, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
         return False
+    except (TypeError, ValueError):
+        pass  # which the original says better
     return True
 
 
