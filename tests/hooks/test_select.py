@@ -45,7 +45,11 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 def by_select(sock: socket.socket, timeout: float | None, write: bool = False) -> bool:
     lists: Any = ([], [sock], []) if write else ([sock], [], [])
-    ready = select.select(*lists) if timeout is None else select.select(*lists, timeout)
+    ready = (
+        select.select(*lists)
+        if timeout is None
+        else select.select(lists[0], lists[1], lists[2], timeout)
+    )
     assert ready in (lists, ([], [], []))
     return bool(ready == lists)
 
