@@ -91,8 +91,6 @@ def file(request: HttpRequest) -> FileResponse:
 
 
 def database(request: HttpRequest) -> JsonResponse:
-    if "allow" in request.GET:
-        os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
     with connection.cursor() as cursor:
         cursor.execute("drop table if exists users")  # a thread may have it from before
         cursor.execute("create temporary table users (name text)")

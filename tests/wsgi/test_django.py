@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import socket
 import sys
@@ -12,11 +13,14 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import django.utils.asyncio  # type: ignore[import-untyped]
 import pytest
+from django.core.exceptions import SynchronousOnlyOperation  # type: ignore[import-untyped]
 
 from tests.servers.processes import RunningServer, Server, answer, ask
+from tests.wrap.client import get
 
-from .served import WAYS
+from .served import WAYS, StartResponse, each_way, opened
 
 pytestmark = pytest.mark.server
 
@@ -113,17 +117,30 @@ def test_bodies(running: RunningServer) -> None:
 
 @each
 def test_database(running: RunningServer) -> None:
-    """The database of Django works, with a connection for each request.
-
-    On the loop Django refuses to use it unless it is told that this is all right.
-    """
-    allowed = {}
-    if running.server.name == "django-cooperative":
-        with running.connection() as connection:
-            connection.request("GET", "/database?user=ada")
-            assert connection.getresponse().status == 500
-        running.wait_for("SynchronousOnlyOperation: You cannot call this from an async context")
-        allowed = {"allow": 1}
+    """The ORM's database works, with a connection for each request that is under way."""
     users = ["ada", "bob", "cyd", "dan"]
-    told = all_at_once(4, lambda at: running.get("/database", user=users[at], **allowed))
+    told = all_at_once(4, lambda at: running.get("/database", user=users[at]))
     assert told == [[user] for user in users]
+
+
+@each_way
+async def test_other_code_is_still_refused(
+    run_in: str, monkeypatch: pytest.MonkeyPatch, anyio_backend_name: str
+) -> None:
+    """What Django forbids beside an event loop is allowed where it may block, and only there."""
+    monkeypatch.setattr(django.utils.asyncio, "get_running_loop", asyncio.get_running_loop)
+
+    @django.utils.asyncio.async_unsafe  # type: ignore[untyped-decorator]
+    def query() -> bytes:
+        return b"found"
+
+    def app(environ: dict[str, Any], start_response: StartResponse) -> list[bytes]:
+        start_response("200 OK", [])
+        return [query()]
+
+    async with opened(app, run_in) as sandboxed:
+        for _ in range(2):
+            assert (await get(sandboxed)).body == b"found"
+        if anyio_backend_name == "asyncio":  # Django does not know Trio's
+            with pytest.raises(SynchronousOnlyOperation):
+                query()

@@ -182,6 +182,10 @@ def _crossing_of(scope: Scope) -> Crossing | None:
 async def _run_on_the_loop(call: WSGICall, receive: Receive, send: Send) -> None:
     from sandboxpool.run.cooperative import await_
 
+    from ._wsgi_django import allow_orm
+
+    allow_orm()
+
     def await_here(function: Callable[..., Awaitable[T]], /, *args: Any) -> T:
         return await_(function(*args))
 
