@@ -137,7 +137,8 @@ def test_no_26_ten_thousand_waiters_leave(order: str) -> None:
     check(slots)
     del waiters, waiter
     gc.collect()
-    assert sum(isinstance(o, Counting) for o in gc.get_objects()) <= 128
+    # By type: an object may do anything when it is asked for its class.
+    assert sum(type(o) is Counting for o in gc.get_objects()) <= 128
 
 
 async def test_no_27_resize_up_and_down_while_all_is_leased() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import re
 from typing import Any, get_type_hints
@@ -169,3 +170,17 @@ async def test_keep_state() -> None:
     """`keep=("state",)` is refused, with what to write instead."""
     with pytest.raises(OptionError, match=r"keep='state': name what shall survive below it"):
         await wrap(make_starlette(), keep=("state",), stall_after=None).open()
+
+
+async def test_gc_freeze() -> None:
+    """The first sandboxes are frozen, and new objects are collected less often than before."""
+    before = gc.get_threshold()
+    frozen = gc.get_freeze_count()
+    try:
+        async with wrap(make_starlette(), min_size=20, gc_freeze=True):
+            assert gc.isenabled()
+            assert gc.get_freeze_count() > frozen
+            assert gc.get_threshold()[0] == 10_000
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)
