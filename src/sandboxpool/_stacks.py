@@ -49,7 +49,7 @@ def stack_of_thread(thread_id: int) -> tuple[str, list[FrameType]]:
 
 def _frames_of(blocked: Any) -> list[tuple[FrameType, int]]:
     """Return the frames of a stack that waits in the middle of a step, outermost first."""
-    greenlet = blocked.waiting
+    greenlet = blocked.step.waiting
     frames = _frames_up(greenlet.gr_frame)
     while greenlet is not blocked:  # the app has made a greenlet of its own, inside of that stack
         greenlet = greenlet.parent

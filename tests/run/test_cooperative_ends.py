@@ -21,7 +21,7 @@ import trio
 from sandboxpool import current_lease
 from sandboxpool._context import RequestLease
 from sandboxpool.run.cooperative import await_, drive, stepper
-from sandboxpool.run.loop import Running
+from sandboxpool.run.loop import Running, call_plainly
 from tests.wrap.client import Connection, respond
 from tests.wrap.test_untouched import retired
 
@@ -346,7 +346,7 @@ def test_dropped_in_another_thread() -> None:
         yield
 
     lease: Any = RequestLease(None, None, {})  # type: ignore[arg-type]
-    begun = [drive(Running(), lease, None, call())]
+    begun = [drive(Running(), lease, call_plainly, call())]
     begun[0].send(None)
     assert lease.blocked is not None
     thread = threading.Thread(target=begun.clear)

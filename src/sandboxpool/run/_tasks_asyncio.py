@@ -51,9 +51,10 @@ def take_over() -> Callable[[], None]:
 
 def _around(inner: Any) -> Any:
     if inner is None:
+        task = asyncio.Task
 
         def new_task(loop: Any, steps: Any, **options: Any) -> Any:
-            return asyncio.Task(_prepared(steps, options), loop=loop, **options)
+            return task(_prepared(steps, options), loop=loop, **options)
 
         return new_task
     if _eager_factory is not None and getattr(inner, "__code__", 0) is _eager_factory.__code__:

@@ -16,8 +16,8 @@ same way, see `CooperativeTasks`.
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from functools import partial
 from sys import getrefcount
 from types import coroutine
 from typing import Any, NoReturn, TypeVar
@@ -26,74 +26,80 @@ from greenlet import getcurrent, greenlet
 
 from sandboxpool._context import RequestLease
 
-from .loop import Running, steps_of
+from .loop import Running, call_plainly, steps_of
 
 T = TypeVar("T")
 
-# Stacks that each thread keeps for the next step: a new one costs some microseconds, an idle one
-# some 17 kB.
+# Stacks that an app keeps for the next step: a new one costs some microseconds, an idle one some
+# kilobytes.
 _KEPT_AT_MOST = 64
 
 _CAN_BE_EAGER = sys.version_info >= (3, 12)
 
 
-class Stepper(greenlet):
-    """A stack on which steps run, one after the other.
+class Step:
+    """What a stack is to do, and what came of it: all that it shares with who drives it.
 
-    Everything is passed through attributes and not as arguments of `switch()`: those would be
-    held by a stack that waits for its next step, and with them what they belong to.
+    It is passed through here and not as arguments of `switch()`: those would be held by a stack
+    that waits for its next step, and with them what they belong to. It is no part of the stack
+    itself, because no frame of a stack that is left may hold the stack: no garbage collector sees
+    into it, so it would never be freed.
 
     Attributes:
-        step: What to call; `None` once it has returned.
+        call: What to call; `None` once it has returned.
+        run: What to call it by, `Context.run` of the context to run in.
         value: What to call it with, later what it returned: what to yield to the event loop, or
             what the whole call has returned. While a step blocks, what to yield for it, and then
             what came back.
         returned: Whether the whole call has returned.
-        waiting: The greenlet that waits in the middle of the step: this one, or one that the
-            app's own code has made inside of it (SQLAlchemy does).
+        waiting: The greenlet that waits in the middle of the step: the stack, or one that the
+            app's own code has made on it (SQLAlchemy does).
         raises: Whether what came back is to be raised there.
+        caller: The greenlet that goes on when the stack is left.
     """
 
-    __slots__ = ("raises", "returned", "step", "value", "waiting")
+    __slots__ = ("call", "caller", "raises", "returned", "run", "value", "waiting")
 
     def __init__(self) -> None:
-        super().__init__(_run_steps)
-        self.step: Callable[[Any], Any] | None = None
+        self.call: Callable[[Any], Any] | None = None
+        self.run: Callable[..., Any] | None = None
         self.value: Any = None
         self.returned = False
         self.waiting: greenlet | None = None
         self.raises = False
+        self.caller: Any = None
 
 
-def _run_steps() -> None:
+class Stepper(greenlet):
+    """A stack on which steps run, one after the other; its parent is whoever drives them.
+
+    Attributes:
+        step: What it does.
+    """
+
+    __slots__ = ("step",)
+
+    def __init__(self) -> None:
+        self.step: Any = Step()
+        super().__init__(partial(_run_steps, self.step))
+
+
+def _run_steps(step: Any) -> None:
     """Run steps on the running stack until one raises; who has switched to it gets that."""
-    # Neither here nor below, in `await_()`, may the frame of a stack that is left hold the stack
-    # itself: no garbage collector sees into it, so it would never be freed.
-    running: Any = getcurrent
     while True:
         try:
-            running().value = running().step(running().value)
+            step.value = step.run(step.call, step.value)
         except StopIteration as end:
-            running().value = end.value
-            running().returned = True
-        running().step = None
-        running().parent.switch()
+            step.value = end.value
+            step.returned = True
+        step.call = None
+        step.caller.switch()
 
 
 class DroppedStepper(Stepper):
     """The stack of a task that is being dropped: nobody would go on with it if it were left."""
 
     __slots__ = ()
-
-
-class _Idle(threading.local):
-    """The stacks of one thread that have nothing to do."""
-
-    def __init__(self) -> None:
-        self.steppers: list[Stepper] = []
-
-
-_idle = _Idle()
 
 
 def _references_to_a_local() -> int:
@@ -114,7 +120,8 @@ def stepper() -> Stepper | None:
         if type(here) is Stepper:
             # A greenlet that the app has made in another request may still have the stack of
             # that one for a parent, which waits, or has nothing to do, or serves somebody else.
-            return here if here.step is not None and here.waiting is None else None
+            step = here.step
+            return here if step.call is not None and step.waiting is None else None
     return None
 
 
@@ -146,11 +153,12 @@ def await_(awaitable: Awaitable[T]) -> T:
             "of the event loop was replaced after the app was opened. Set it before, then the "
             "tasks of cooperative requests are taken care of.",
         )
+    step, here = here.step, None
     steps = steps_of(awaitable)
     resume, value = steps.send, None
     while True:
         try:
-            here.value = resume(value)
+            step.value = resume(value)
         except StopIteration as end:
             result: T = end.value
             return result
@@ -158,20 +166,10 @@ def await_(awaitable: Awaitable[T]) -> T:
             # An exception must not be held by a frame that is in its own traceback: such a
             # cycle keeps everything alive, the private app included.
             value = None
-        here.waiting = getcurrent()
-        switch, here = here.parent.switch, None  # type: ignore[union-attr]
-        switch()
-        here = _own_stack()
-        resume = steps.throw if here.raises else steps.send
-        value, here.value = here.value, None
-
-
-def _own_stack() -> Stepper:
-    """Return the stack that the running code is on, also while its task is being dropped."""
-    here: Any = getcurrent()
-    while not isinstance(here, Stepper):
-        here = here.parent
-    return here
+        step.waiting = getcurrent()
+        step.caller.switch()
+        resume = steps.throw if step.raises else steps.send
+        value, step.value = step.value, None
 
 
 def _refuse(awaitable: Any, message: str) -> NoReturn:
@@ -197,44 +195,49 @@ def _in_eager_task() -> bool:
 
 @coroutine
 def drive(
-    running: Running, lease: RequestLease, run: Callable[..., Any] | None, steps: Any
+    running: Running, lease: RequestLease, run: Callable[..., Any], steps: Any
 ) -> Generator[Any, Any, Any]:
     """Run a coroutine step by step, each of them on a stack that it may leave.
 
     Args:
         running: Where to note whose step runs.
         lease: Whose it is.
-        run: `Context.run` of the context to run in; anything else means the running one.
+        run: `Context.run` of the context to run in, `call_plainly` for the running one.
         steps: What is to be run, as `steps_of` made it.
 
     Returns:
         What it returned in the end.
     """
-    context = getattr(run, "__self__", None)
-    idle = _idle.steppers
-    # Once: each look makes a new method.
-    send, throw = steps.send, steps.throw
-    step, value = send, None
+    isolated = run is not call_plainly
+    idle = running.idle
+    call = send = steps.send
+    value: Any = None
     here: Stepper | None = None
     while True:
         if here is None:
             here = idle.pop() if idle else Stepper()
-        here.parent = caller = getcurrent()
-        here.gr_context = caller.gr_context if context is None else context
-        here.step, here.value, value = step, value, None
+        step = here.step
+        caller = getcurrent()
+        if step.caller is not caller:
+            here.parent = step.caller = caller
+        if not isolated:
+            here.gr_context = caller.gr_context
+        step.run, step.call, step.value, value = run, call, value, None
         outer = running.lease  # of a wrapped app that calls this one
         running.lease = lease
         try:
             here.switch()
         except BaseException:
-            here.value = None  # no cycle, as in `await_()`
+            step.value = None  # no cycle, as in `await_()`
             raise
         finally:
             running.lease = outer
-        if here.step is not None:
+        if step.call is not None:
             yield from _finish(running, lease, here)
-        value, here.value, here.gr_context = here.value, None, None
-        returned, here.returned = here.returned, False
+        value, step.value, step.run = step.value, None, None
+        returned, step.returned = step.returned, False
+        if not isolated:
+            here.gr_context = None
         # A greenlet that the app has made on this stack goes on to switch to it in later steps
         # (SQLAlchemy's do): then the stack stays with the call.
         if getrefcount(here) <= _ALONE:
@@ -247,21 +250,25 @@ def drive(
             value = yield value
         except GeneratorExit:
             # The task is being dropped: let the app clean up. What blocks there, blocks.
-            if context is None:
-                steps.close()
-            else:
-                context.run(steps.close)
+            run(steps.close)
             raise
         except BaseException as error:
-            step, value = throw, error
+            call, value = steps.throw, error
         else:
-            step = send
+            call = send
+
+
+def _set_caller(here: Stepper, step: Step) -> None:
+    caller = getcurrent()
+    if step.caller is not caller:
+        here.parent = step.caller = caller
 
 
 def _finish(running: Running, lease: RequestLease, here: Stepper) -> Generator[Any, Any, None]:
     """Have the event loop wait for what a blocked step waits for, until the step is over."""
-    while here.step is not None:
-        waiting = here.waiting
+    step = here.step
+    while step.call is not None:
+        waiting = step.waiting
         if waiting is None:
             here.throw(
                 RuntimeError(
@@ -272,19 +279,19 @@ def _finish(running: Running, lease: RequestLease, here: Stepper) -> Generator[A
             continue
         lease.blocked = here
         try:
-            here.value = yield here.value
-            here.raises = False
+            step.value = yield step.value
+            step.raises = False
         except GeneratorExit:
-            _drop(here, waiting)
+            _drop(here, step)
             raise
         except BaseException as error:
-            here.value = error
-            here.raises = True
+            step.value = error
+            step.raises = True
         finally:
             if lease.blocked is here:
                 lease.blocked = None
-        here.waiting = None
-        here.parent = getcurrent()
+        step.waiting = None
+        _set_caller(here, step)
         outer = running.lease
         running.lease = lease
         try:
@@ -293,15 +300,16 @@ def _finish(running: Running, lease: RequestLease, here: Stepper) -> Generator[A
             running.lease = outer
 
 
-def _drop(here: Stepper, waiting: greenlet) -> None:
+def _drop(here: Stepper, step: Step) -> None:
     """Let a blocked step clean up and end."""
     here.__class__ = DroppedStepper
-    here.waiting = None
+    waiting, step.waiting = step.waiting, None
     try:
-        here.parent = getcurrent()
+        _set_caller(here, step)
     except ValueError:
         return  # this is another thread: once nothing holds it, greenlet ends it in its own
-    here.value, here.raises = GeneratorExit(), True
+    step.value, step.raises = GeneratorExit(), True
+    assert waiting is not None
     waiting.switch()
 
 
@@ -323,7 +331,7 @@ class CooperativeSteps(Coroutine[Any, Any, T]):
         return result
 
     def _begin(self) -> Any:
-        self._driver = drive(self._lease.serving.running, self._lease, None, self._steps)
+        self._driver = drive(self._lease.serving.running, self._lease, call_plainly, self._steps)
         return self._driver
 
     def send(self, value: Any) -> Any:

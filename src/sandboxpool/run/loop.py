@@ -94,12 +94,18 @@ def rest(run: Callable[..., Any], steps: Any, yielded: Any) -> Generator[Any, An
 
 
 class Running:
-    """What runs on a loop right now; read by the monitor from its thread."""
+    """What runs on a loop right now.
 
-    __slots__ = ("lease",)
+    Attributes:
+        lease: Whose step it is; read by the monitor from its thread.
+        idle: The stacks that cooperative requests have left.
+    """
+
+    __slots__ = ("idle", "lease")
 
     def __init__(self) -> None:
         self.lease: Any = None
+        self.idle: list[Any] = []
 
 
 @coroutine
