@@ -7,6 +7,7 @@ import gc
 import os
 import pickle
 import queue
+import signal
 import threading
 import time
 import traceback
@@ -424,6 +425,45 @@ async def test_finalizer() -> None:
         return items.get()
 
     assert await at_once(wait, drop) == ["gone", None]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this platform has no such signal")
+async def test_signal_handler() -> None:
+    """A signal handler in the middle of a request may take its `RLock`, and wake another one."""
+    lock = threading.RLock()
+    event = threading.Event()
+    taken: list[bool] = []
+
+    def handle(*_: object) -> None:
+        with lock:
+            taken.append(True)
+        event.set()
+
+    def interrupted() -> None:
+        with lock:
+            signal.raise_signal(signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        assert await at_once(event.wait, interrupted) == [True, None]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert taken == [True]
+
+
+async def test_made_before() -> None:
+    """An `RLock` from before the hooks lets in all requests of a thread, which is one to it."""
+    lock = _RLock()
+    inside: list[int] = []
+
+    def enter(number: int) -> None:
+        with lock:
+            inside.append(number)
+            time.sleep(0.01)
+
+    await at_once(partial(enter, 1), partial(enter, 2))
+    assert sorted(inside) == [1, 2]
+    assert not lock._is_owned()
 
 
 async def test_traceback() -> None:
