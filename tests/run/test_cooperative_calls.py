@@ -7,7 +7,7 @@ import sys
 import traceback
 import weakref
 from collections.abc import Generator, Iterator
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from functools import partial
 from types import coroutine
 from typing import Any
@@ -387,6 +387,33 @@ async def test_context_variables(isolate_context: bool) -> None:
             await gate.reached.wait()
             gate.opened.set()
         assert variable.get() == "outside"
+
+
+async def test_context_of_the_app() -> None:
+    """Code may block inside of `Context.run()`, in several requests at once."""
+    gate = Gate()
+
+    def inside(name: str) -> str:
+        variable.set(name)
+        gate.pass_through()
+        return str(variable.get())
+
+    async def app(scope: Any, receive: Any, send: Any) -> Any:
+        variable.set("outside")
+        own = copy_context()
+        seen = own.run(inside, scope["path"])
+        await respond(send)
+        return seen, variable.get(), own[variable]
+
+    async def request(path: str) -> None:
+        assert (await ask(sandboxed, path)).result == (path, "outside", path)
+
+    async with cooperative(app, max_size=2) as sandboxed, anyio.create_task_group() as tasks:
+        for path in ("/a", "/b"):
+            tasks.start_soon(request, path)
+        await gate.reached.wait()
+        await settle()
+        gate.opened.set()
 
 
 async def test_context_is_isolated() -> None:

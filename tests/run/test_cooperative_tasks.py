@@ -19,7 +19,7 @@ import pytest
 import trio
 
 from sandboxpool import current_lease, wrap
-from sandboxpool.run.cooperative import CooperativeTasks, await_, stepper
+from sandboxpool.run.cooperative import CooperativeTasks, Stepper, await_, stepper
 from tests.wrap.client import Connection, respond
 
 from .cooperative import PATIENCE, Gate, ask, cooperative
@@ -522,3 +522,34 @@ async def test_loop_in_a_worker_thread(anyio_backend: Any) -> None:
     async with cooperative(app) as sandboxed:
         await ask(sandboxed, "/x")
     assert seen == [None, "/x"] * 2
+
+
+@ASYNCIO
+async def test_app_in_a_worker_thread(anyio_backend: Any) -> None:
+    """A request may call another cooperative app in the event loop of a worker thread."""
+    seen: list[Any] = []
+
+    async def other(scope: Any, receive: Any, send: Any) -> None:
+        await with_create_task(blocking)
+        await respond(send)
+
+    async def blocking() -> None:
+        seen.append(type(stepper()))
+        await_(asyncio.sleep(0))
+
+    async def plain() -> None:
+        seen.append(stepper())
+
+    async def elsewhere() -> None:
+        async with cooperative(other) as inside:
+            # The lease in this task's context is that of a request in another thread.
+            await asyncio.create_task(plain())
+            await ask(inside)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.to_thread(lambda: asyncio.run(elsewhere()))
+        await respond(send)
+
+    async with cooperative(app) as sandboxed:
+        await ask(sandboxed)
+    assert seen == [None, Stepper]

@@ -350,13 +350,14 @@ class CooperativeSteps(Coroutine[Any, Any, T]):
         return getattr(self._steps, name)
 
 
-def made_cooperative(steps: Any, lease: RequestLease | None) -> Any:
+def made_cooperative(steps: Any, lease: RequestLease) -> Any:
     """Return the coroutine for a new task whose context variables name *lease*."""
-    owner = lease
+    owner: RequestLease | None = lease
     while owner is not None:
-        # That of a wrapped app that called this one counts as well.
-        if getattr(owner.serving, "drive", None) is drive:
-            assert lease is not None
+        # That of a wrapped app that called this one counts as well. But a request may also have
+        # passed its context to another thread, in which another event loop runs.
+        serving = owner.serving
+        if serving is not None and serving.drive is drive and serving.is_here():
             return CooperativeSteps(steps, lease)
         owner = owner.parent
     return steps
