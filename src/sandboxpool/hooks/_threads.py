@@ -33,8 +33,9 @@ _run_sync: Callable[..., Any] = anyio.from_thread.run_sync
 _check_cancelled = anyio.from_thread.check_cancelled
 
 # Whose functions block in what no hook reaches: reading, writing and looking for files.
-_OF_FILES = frozenset({"anyio", "genericpath", "glob", "os", "pathlib", "posixpath", "shutil"})
-_OF_FILES |= {"tempfile", "zipfile"}
+_OF_FILES = frozenset(
+    {"anyio", "genericpath", "glob", "os", "pathlib", "posixpath", "shutil", "tempfile", "zipfile"}
+)
 
 
 @wraps(anyio.to_thread.run_sync)
@@ -66,7 +67,7 @@ def _keeps_its_thread(function: Any) -> bool:
         function = getattr_static(type(function), "__call__", None)
         if not isinstance(function, FunctionType):
             return True
-    return function.__module__.partition(".")[0] in _OF_FILES
+    return str(function.__module__).partition(".")[0] in _OF_FILES
 
 
 @wraps(_run)
