@@ -81,7 +81,7 @@ async def test_outside() -> None:
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(tick)
-        time.sleep(0.01)  # noqa: ASYNC251
+        time.sleep(0.01)
         assert ticks == []
 
 
