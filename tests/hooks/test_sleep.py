@@ -48,6 +48,17 @@ async def test_what_is_no_duration() -> None:
 
 
 @pytest.mark.backend_with_uvloop
+async def test_no_time_at_all() -> None:
+    """A request that sleeps for no time again and again lets the others run."""
+    done: list[bool] = []
+
+    def poll() -> None:
+        while not done:
+            time.sleep(0)
+
+    await at_once(poll, lambda: done.append(True))
+
+
 async def test_cancelled() -> None:
     """A request that is cancelled stops to sleep, and its clean-up may sleep again."""
     cleaned = []

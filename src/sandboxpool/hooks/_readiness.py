@@ -42,7 +42,8 @@ def wait(masks: Mapping[int, int], timeout: float | None) -> bool:
     """
     here = _here.readiness
     if here is None or here.loop.home._thread_id != get_ident():
-        here = _here.readiness = Readiness(running_loop())
+        # In a context of its own: it would keep that of the request that is the first.
+        here = _here.readiness = Context().run(lambda: Readiness(running_loop()))
     _here.unwaited = 0
     return here.wait(masks, timeout)
 

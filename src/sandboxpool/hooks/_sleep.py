@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import wraps
 
 import anyio
+import anyio.lowlevel
 
 from sandboxpool.run.cooperative import await_, stepper
 
@@ -21,7 +22,8 @@ def sleep(seconds: float, /) -> None:
     if stepper() is None:
         return _sleep(seconds)
     if not seconds > 0:
-        return _sleep(seconds)  # which also refuses what is no duration
+        _sleep(seconds)  # refuses what is no duration
+        return await_(anyio.lowlevel.checkpoint())  # and a loop around this must let others run
     return await_(anyio.sleep(seconds))
 
 
