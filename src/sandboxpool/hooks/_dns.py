@@ -24,6 +24,10 @@ T = TypeVar("T")
 _AT_ONCE = 40
 """How many names an event loop looks up at the same time."""
 
+# As plain numbers: flags of an enumeration take microseconds to be put together.
+_NUMERIC_HOST = int(socket.AI_NUMERICHOST)
+_NAME_AS_NUMBER = int(socket.NI_NUMERICHOST)
+
 _limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar(
     "sandboxpool_name_lookups"
 )
@@ -45,7 +49,7 @@ def getaddrinfo(
     if stepper() is None:
         return _getaddrinfo(host, port, family, type, proto, flags)
     try:
-        return _getaddrinfo(host, port, family, type, proto, flags | socket.AI_NUMERICHOST)
+        return _getaddrinfo(host, port, family, type, proto, flags | _NUMERIC_HOST)
     except socket.gaierror:
         pass
     return await_(_in_thread(partial(_getaddrinfo, host, port, family, type, proto, flags)))
@@ -74,14 +78,14 @@ def gethostbyaddr(ip_address: str, /) -> tuple[str, list[str], list[str]]:
 
 @wraps(socket.getnameinfo)
 def getnameinfo(sockaddr: Any, flags: int, /) -> tuple[str, str]:
-    if stepper() is None or flags & socket.NI_NUMERICHOST:
+    if stepper() is None or flags & _NAME_AS_NUMBER:
         return _getnameinfo(sockaddr, flags)
     return await_(_in_thread(partial(_getnameinfo, sockaddr, flags)))
 
 
 def _is_number(host: Any) -> bool:
     try:
-        _getaddrinfo(host, None, socket.AF_INET, flags=socket.AI_NUMERICHOST)
+        _getaddrinfo(host, None, socket.AF_INET, flags=_NUMERIC_HOST)
     except socket.gaierror:
         return False
     except (TypeError, ValueError):

@@ -39,9 +39,12 @@ T = TypeVar("T")
 
 _C = _socket.socket
 _Socket = socket.socket
-_AT_ONCE: int = getattr(socket, "MSG_DONTWAIT", 0)
-_ALL: int = getattr(socket, "MSG_WAITALL", 0)
 _timeout_of = _C.gettimeout
+# As plain numbers: flags of an enumeration take microseconds to be put together.
+_AT_ONCE = int(getattr(socket, "MSG_DONTWAIT", 0))
+_ALL = int(getattr(socket, "MSG_WAITALL", 0))
+_INTERNET = (int(socket.AF_INET), int(socket.AF_INET6))
+_family_of: Callable[[_Socket], int] = _C.family.__get__
 
 # How long a full queue of a listening Unix socket is left alone: no event tells that it has room.
 _QUEUE_PAUSE = 0.01
@@ -290,14 +293,20 @@ def _connect(sock: _Socket, address: Any) -> int:
 
 def _resolved(sock: _Socket, address: Any) -> Any:
     """Return the address with a number for a host; the C code would look the name up itself."""
-    if sock.family not in (socket.AF_INET, socket.AF_INET6) or not isinstance(address, tuple):
+    family = _family_of(sock)
+    if family not in _INTERNET or not isinstance(address, tuple):
         return address
     host = address[0] if address else None
     # These two have a meaning that only the C code knows.
     if not isinstance(host, str) or host in ("", "<broadcast>"):
         return address
+    try:
+        socket.inet_pton(family, host)
+        return address
+    except (OSError, ValueError):
+        pass
     # By its name in the module: cooperative if the hook `dns` is installed.
-    found = socket.getaddrinfo(host, None, sock.family, sock.type)
+    found = socket.getaddrinfo(host, None, family, sock.type)
     return (found[0][4][0], *address[1:])
 
 
