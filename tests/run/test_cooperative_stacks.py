@@ -161,6 +161,19 @@ async def test_monitor_names_the_request(child: bool, caplog: pytest.LogCaptureF
     assert "no installed hook" not in second
 
 
+async def test_monitor_after_a_blocking_call(caplog: pytest.LogCaptureFixture) -> None:
+    """A request is named also where it has blocked before, in the same step."""
+
+    async def app(connection: Any, receive: Any, send: Any) -> None:
+        time.sleep(0.001)
+        usleep(0.25)
+        await respond(send)
+
+    async with cooperative(app, stall_after=0.05) as sandboxed:
+        assert (await ask(sandboxed, "/stalls")).status == 200
+    assert "by request GET /stalls (lease " in caplog.text
+
+
 async def test_monitor_in_loop_mode(caplog: pytest.LogCaptureFixture) -> None:
     """A request that is not cooperative gets no such advice."""
     async with wrap(app_that_stalls(child=False), stall_after=0.05) as sandboxed:

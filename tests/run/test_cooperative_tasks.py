@@ -281,6 +281,29 @@ async def test_cancelled_before_its_first_step(anyio_backend: Any) -> None:
     assert ran == [] == warned
 
 
+@pytest.mark.backend_with_uvloop
+async def test_children_of_an_app_inside() -> None:
+    """So may the children of an app that is not cooperative itself, in one that is."""
+
+    async def inside(scope: Any, receive: Any, send: Any) -> None:
+        async def child() -> None:
+            await_(anyio.lowlevel.checkpoint())
+            seen.append(type(stepper()))
+
+        await with_anyio(child)
+        await respond(send)
+
+    seen: list[Any] = []
+    async with wrap(inside, lifespan="off", stall_after=None) as mounted:
+
+        async def around(scope: Any, receive: Any, send: Any) -> None:
+            await mounted(scope, receive, send)
+
+        async with cooperative(around) as sandboxed:
+            await ask(sandboxed)
+    assert seen == [Stepper]
+
+
 # --- task factories -----------------------------------------------------------------------------
 
 

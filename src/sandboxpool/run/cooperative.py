@@ -47,7 +47,7 @@ class Step:
 
     Attributes:
         call: What to call; `None` once it has returned.
-        run: What to call it by, `Context.run` of the context to run in.
+        run: What to call it by, `Context.run` of the context to run in; `None` for the stack's.
         value: What to call it with, later what it returned: what to yield to the event loop, or
             what the whole call has returned. While a step blocks, what to yield for it, and then
             what came back.
@@ -88,7 +88,10 @@ def _run_steps(step: Any) -> None:
     """Run steps on the running stack until one raises; who has switched to it gets that."""
     while True:
         try:
-            step.value = step.run(step.call, step.value)
+            if step.run is None:
+                step.value = step.call(step.value)
+            else:
+                step.value = step.run(step.call, step.value)
         except StopIteration as end:
             step.value = end.value
             step.returned = True
@@ -220,9 +223,11 @@ def drive(
         caller = getcurrent()
         if step.caller is not caller:
             here.parent = step.caller = caller
-        if not isolated:
+        if isolated:
+            step.run = run
+        else:
             here.gr_context = caller.gr_context
-        step.run, step.call, step.value, value = run, call, value, None
+        step.call, step.value, value = call, value, None
         outer = running.lease  # of a wrapped app that calls this one
         running.lease = lease
         try:
