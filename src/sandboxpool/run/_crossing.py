@@ -247,12 +247,9 @@ class Crossing(Errand):
     async def _end_early(self) -> None:
         self._release()
         await super()._end_early()
-        if self.blocks:
-            self.answered = False  # it has had its time
-
-    def goes_on(self) -> bool:
-        # Its loop stands still, so that it is said by who waited for the client, if anybody did.
-        return self.ended or self.answered if self.blocks else super().goes_on()
+        if self.blocks and not self.ended:
+            # Its loop stands still, so that it cannot be cancelled, and it has had its time.
+            self.blocks_thread = True
 
     def _release(self) -> None:
         """Let code that waits for the client without a loop go on, which is cut off by that."""

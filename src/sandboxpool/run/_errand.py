@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 
 from sandboxpool._loop import Background, Loop, Timer, Wakeup
 
@@ -116,6 +117,7 @@ class Errand:
         ended: Whether the function has come to its end.
         cancelled: Whether it was told to stop.
         answered: Whether its thread has taken note of that.
+        blocks_thread: Whether it was told to stop, and blocks its thread or a worker instead.
         task: Its task, once it runs.
     """
 
@@ -134,6 +136,7 @@ class Errand:
         self.ended = False
         self.cancelled = False
         self.answered = False
+        self.blocks_thread = False
         self.task: Background | None = None
         self._port = port
         self._starts = starts
@@ -166,7 +169,7 @@ class Errand:
                 await self.handle()
             await self.handle()
         except GeneratorExit:
-            self.thread.post(self._cancel)
+            self.stop()
             raise
         except anyio.get_cancelled_exc_class():
             if not self.ended:
@@ -205,29 +208,43 @@ class Errand:
         finally:
             self.wakeup = None
 
+    def stop(self) -> None:
+        """Tell the function to stop."""
+        self.thread.post(self._cancel)
+
     async def _end_early(self) -> None:
         """Tell the function to stop, and wait as long as that makes sense."""
         self.cancelled = True
-        self.thread.post(self._cancel)
         began = anyio.current_time()
         with anyio.CancelScope(shield=True):
+            # What has come for it already is on its way before the cancellation.
+            for _ in range(2):
+                try:
+                    await anyio.lowlevel.checkpoint()
+                except anyio.get_cancelled_exc_class():
+                    pass  # whoever cancels again insists
+            at = self.thread.position()
+            self.stop()
             while not self.ended:
                 waited = anyio.current_time() - began
-                if waited >= _ANSWERS_WITHIN and not self.goes_on():
-                    return
-                if waited >= _CLEANS_UP_WITHIN:
+                if waited >= _ANSWERS_WITHIN and not self.answered:
+                    # Not there twice in a row: it may just be late, on a busy machine.
+                    last, at = at, self.thread.position()
+                    self.blocks_thread = at is not None and (
+                        at == last or waited >= _CLEANS_UP_WITHIN
+                    )
+                elif waited >= _ANSWERS_WITHIN:
+                    self.blocks_thread = bool(self.thread.busy_workers())
+                if self.blocks_thread or waited >= _CLEANS_UP_WITHIN:
                     return
                 try:
                     with anyio.move_on_after(_ANSWERS_WITHIN):
                         await self._next()
                         await self.handle()
                 except anyio.get_cancelled_exc_class():
-                    self.thread.post(self._cancel)  # whoever cancels again insists
+                    self.stop()
             await self.handle()  # what it has said in the end
-
-    def goes_on(self) -> bool:
-        """Tell whether the thread has taken note of the cancellation and blocks nowhere."""
-        return self.answered and not self.thread.busy_workers()
+            self.blocks_thread = bool(self.thread.busy_workers())
 
     def _outcome(self) -> Any:
         error, self._error = self._error, None
@@ -247,7 +264,7 @@ class Errand:
         loop = self.thread.loop
         assert loop is not None
         _name_backend(self._context, loop.backend)
-        self.task = loop.run_in(self._context, self._run, self.thread.thread.name)
+        self.task = loop.run_in(self._context, self.run_errand, self.thread.thread.name)
 
     def _fail(self, error: BaseException) -> None:
         """End it without a thread that could run it."""
@@ -260,7 +277,8 @@ class Errand:
         assert self._function is not None
         return self._function()
 
-    async def _run(self) -> None:
+    async def run_errand(self) -> None:
+        """Be the task that the function runs in."""
         try:
             self._value = await self.serve()
         except BaseException as error:

@@ -92,20 +92,30 @@ class LoopThread:
             await wakeup
 
     def interrupt(self) -> None:
-        """Raise `AbandonedError` in what does not stop: busy workers, the thread if it blocks.
+        """Raise `AbandonedError` in busy workers, and in a task of an errand that runs right now.
 
-        Whoever blocks gets it when it runs Python code again.
+        Who blocks gets it when it runs Python code again. It is never raised in the event loop's
+        own code, which would not stand it.
         """
-        stuck = self.busy_workers()
-        frame = sys._current_frames().get(self.thread.ident or 0)
-        if not stuck or (frame is not None and not is_waiting(frame)):
-            stuck.append(self.thread)
-        for thread in stuck:
+        for thread in (*self.busy_workers(), *((self.thread,) if self.runs_errand() else ())):
             if thread.ident is not None:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
                     ctypes.c_ulong(thread.ident), ctypes.py_object(AbandonedError)
                 )
-        self.post(bool)  # a loop that only waits runs no Python code by itself
+
+    def position(self) -> tuple[FrameType, int] | None:
+        """Return where the thread is; twice the same means that it waits for something in C."""
+        frame = sys._current_frames().get(self.thread.ident or 0)
+        return None if frame is None or is_waiting(frame) else (frame, frame.f_lasti)
+
+    def runs_errand(self) -> bool:
+        """Tell whether the thread is in the code of an errand, rather than in its event loop's."""
+        frame = sys._current_frames().get(self.thread.ident or 0)
+        while frame is not None:
+            if frame.f_code.co_name == "run_errand":
+                return True
+            frame = frame.f_back
+        return False
 
     def workers(self) -> list[threading.Thread]:
         """Return the worker threads that the loop has started, as far as that is to be seen."""

@@ -74,7 +74,7 @@ class ThreadSandbox:
         try:
             return await call.run()
         finally:
-            if call.cancelled and not call.goes_on():
+            if call.blocks_thread:
                 self._factory.abandon(self)
 
     def reset(self) -> Awaitable[None] | None:
