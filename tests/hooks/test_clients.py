@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any
 
 import anyio
+import httpx2
 import pg8000.dbapi  # type: ignore[import-untyped]
 import pymysql
 import pytest
@@ -78,6 +79,17 @@ def by_http_client_with_tls(fleet: Fleet, seconds: float) -> Callable[[], Any]:
         with closing(connection):
             connection.request("GET", f"/wait/{seconds}")
             return connection.getresponse().read().decode()
+
+    return call
+
+
+def by_httpx(fleet: Fleet, seconds: float) -> Callable[[], Any]:
+    url = f"http://{HOST}:{fleet('http')}/wait/{seconds}"
+    context = ssl.create_default_context()  # each client would load all authorities of the system
+
+    def call() -> str:
+        with httpx2.Client(verify=context, timeout=20, trust_env=False) as client:
+            return client.get(url).text
 
     return call
 

@@ -137,6 +137,18 @@ async def test_execution_timeout(resolver_hangs: threading.Event) -> None:
             resolver_hangs.set()
 
 
+async def test_asked_for_numbers_only(asked: list[threading.Thread]) -> None:
+    """Who asks whether a host is a number, as Trio does before it looks up, takes no thread."""
+
+    def ask() -> Any:
+        with pytest.raises(socket.gaierror) as caught:
+            socket.getaddrinfo("localhost", 80, flags=socket.AI_NUMERICHOST)
+        return caught.value.errno
+
+    assert await alone(ask) == socket.EAI_NONAME
+    assert asked == []
+
+
 def test_uninstalled() -> None:
     """After `uninstall()` the originals are back."""
     hooks.uninstall("dns")

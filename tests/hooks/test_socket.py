@@ -464,6 +464,18 @@ def test_uninstalled() -> None:
     assert "recv" not in vars(socket.socket)
 
 
+async def test_uninstalled_while_somebody_waits(pair: Any) -> None:
+    """A call that waits while the hooks are taken out goes on to its end."""
+    one, other = pair
+
+    def send() -> None:
+        until_blocked(one)
+        hooks.uninstall("socket")
+        other.sendall(b"hello")
+
+    assert (await at_once(lambda: one.recv(10), send))[0] == b"hello"
+
+
 @pytest.mark.parametrize("run_in", ["cooperative", "loop"])
 async def test_control(pair: Any, run_in: str) -> None:
     """In a request that is not cooperative the original blocks, and nobody comes to send."""

@@ -46,7 +46,7 @@ async def _in_thread(function: Callable[[], T]) -> T:
 def getaddrinfo(
     host: Any, port: Any, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
 ) -> Any:
-    if stepper() is None:
+    if stepper() is None or flags & _NUMERIC_HOST:
         return _getaddrinfo(host, port, family, type, proto, flags)
     try:
         return _getaddrinfo(host, port, family, type, proto, flags | _NUMERIC_HOST)
