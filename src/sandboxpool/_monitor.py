@@ -22,6 +22,7 @@ from ._stacks import is_waiting, stack_of_thread
 logger = logging.getLogger("sandboxpool.monitor")
 
 _BEATS = 4  # per threshold
+_LOOKS = 3  # that must meet the same request, or none
 _LONGEST_PAUSE = 60.0  # a thread cannot wait for ever in one go
 _NOT_HOOKED = (
     "\nThe request is cooperative: no installed hook reaches this call, or it only computes."
@@ -87,14 +88,22 @@ class LoopMonitor:
 
     def _watch(self) -> None:
         asleep_at = 0.0  # when the loop was last seen not to run, as between two tests
+        before: RequestLease | None = None
+        looks = 0
         while not self._stopped.wait(self._pause):
             if self._loop.closed():
                 return
+            # When many thousand requests are due in one moment, the beat is late as well, but
+            # each look meets another one of them.
+            now: RequestLease | None = self._running.lease
+            looks = looks + 1 if now is before else 1
+            before = now
             if not self._loop.runs():
                 asleep_at = monotonic()
                 continue
             beat_at = self._beat_at
-            if monotonic() - max(beat_at, asleep_at) > self._stall_after:
+            late = monotonic() - max(beat_at, asleep_at) > self._stall_after
+            if late and looks >= _LOOKS:
                 self._stalled(beat_at)
 
     def _stalled(self, beat_at: float) -> None:

@@ -182,6 +182,30 @@ async def test_monitor_in_loop_mode(caplog: pytest.LogCaptureFixture) -> None:
     assert "no installed hook" not in caplog.text
 
 
+async def test_monitor_of_a_busy_loop(caplog: pytest.LogCaptureFixture) -> None:
+    """When many requests are due in one moment, none of them is said to block the loop."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        gate.pass_through()
+        until = time.monotonic() + 0.002
+        while time.monotonic() < until:
+            pass
+        await respond(send)
+
+    gate, many = Gate(), 150
+    async with (
+        cooperative(app, stall_after=0.05, max_size=many) as sandboxed,
+        anyio.create_task_group() as tasks,
+    ):
+        for _ in range(many):
+            tasks.start_soon(partial(ask, sandboxed))
+        with anyio.fail_after(PATIENCE):
+            while len(leases_of(sandboxed)) < many:
+                await anyio.lowlevel.checkpoint()
+        gate.opened.set()
+    assert "blocked for" not in caplog.text
+
+
 async def test_monitor_does_not_blame_the_blocked(caplog: pytest.LogCaptureFixture) -> None:
     """A request that waits cooperatively is not the one that blocks the loop."""
     gate = Gate()
