@@ -324,7 +324,7 @@ class CooperativeSteps(Coroutine[Any, Any, T]):
     Asked for its name, its frame or its state, it answers for the coroutine that it runs.
     """
 
-    __slots__ = ("_driver", "_lease", "_steps")
+    __slots__ = ("__weakref__", "_driver", "_lease", "_steps")
 
     def __init__(self, steps: Coroutine[Any, Any, T], lease: RequestLease) -> None:
         self._steps = steps
