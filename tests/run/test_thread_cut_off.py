@@ -253,15 +253,15 @@ async def test_slow_request_shows_its_stack(caplog: pytest.LogCaptureFixture) ->
 
     @app.get("/blocks")
     async def blocks() -> None:
-        time.sleep(0.2)
+        time.sleep(0.6)
 
     @app.get("/awaits")
     async def awaits() -> None:
-        await anyio.sleep(0.2)
+        await anyio.sleep(0.6)
 
     @app.get("/works")
     def works() -> None:
-        time.sleep(0.2)
+        time.sleep(0.6)
 
     caplog.set_level(logging.WARNING, "sandboxpool.watchdog")
     async with in_threads(app, slow_after=0.05) as sandboxed:
@@ -269,10 +269,10 @@ async def test_slow_request_shows_its_stack(caplog: pytest.LogCaptureFixture) ->
             await get(sandboxed, path)
     told = [record.message for record in caplog.records if record.name == "sandboxpool.watchdog"]
     assert len(told) == 3
-    assert "in blocks\n    time.sleep(0.2)" in told[0]
-    assert "in awaits\n    await anyio.sleep(0.2)" in told[1]
+    assert "in blocks\n    time.sleep(0.6)" in told[0]
+    assert "in awaits\n    await anyio.sleep(0.6)" in told[1]
     if "trio" not in told[2]:
-        assert "in works\n    time.sleep(0.2)" in told[2]
+        assert "in works\n    time.sleep(0.6)" in told[2]
 
 
 async def test_drain_timeout() -> None:
