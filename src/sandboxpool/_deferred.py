@@ -25,6 +25,7 @@ async def run_deferred(
     callbacks: Deferred | None,
     *,
     alive: bool = True,
+    in_task: bool = False,
 ) -> None:
     """Run the deferred callbacks of a lease: as much as possible here and now.
 
@@ -38,24 +39,28 @@ async def run_deferred(
         timeout: Seconds for all that must be awaited, `None` for no limit.
         callbacks: The callbacks, in the order in which they were deferred.
         alive: Whether anything can be awaited at all.
+        in_task: Whether to run all of them in a task of their own, because those that cannot be
+            awaited may block cooperatively, too.
     """
 
     def report(error: BaseException) -> None:
         logger.error("%s: a deferred callback of %r failed", name, lease, exc_info=error)
 
-    first = context.run(call_deferred, callbacks, report)
-    while first is not None and not alive:
-        getattr(first, "close", bool)()
-        report(RuntimeError("the task of the request was dropped: nothing can be awaited"))
+    first: Awaitable[object] | None = None
+    if not (in_task and alive):
         first = context.run(call_deferred, callbacks, report)
-    if first is None:
-        return
+        while first is not None and not alive:
+            getattr(first, "close", bool)()
+            report(RuntimeError("the task of the request was dropped: nothing can be awaited"))
+            first = context.run(call_deferred, callbacks, report)
+        if first is None:
+            return
     limit = anyio.CancelScope()
 
     async def await_all() -> None:
-        pending: Awaitable[object] | None = first
         limit.deadline = anyio.current_time() + (inf if timeout is None else timeout)
         with limit:
+            pending = call_deferred(callbacks, report) if first is None else first
             while pending is not None:
                 try:
                     await pending
@@ -71,7 +76,7 @@ async def run_deferred(
         await In(context, await_all())
 
     # A task of its own: whoever cancels the server's, however often, does not reach it.
-    background = loop.spawn(await_all_inside, f"deferred callbacks of {lease.id}")
+    background = loop.spawn(await_all_inside, f"deferred callbacks of {lease.id}", context)
     cancelled: BaseException | None = None
     with anyio.CancelScope(shield=True):
         while True:

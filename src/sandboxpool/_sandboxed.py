@@ -431,6 +431,7 @@ class SandboxedApp:
             options.defer_timeout,
             lease._deferred,
             alive=alive,
+            in_task=options.run_in == "cooperative",
         )
 
     async def _answer_cut_off(

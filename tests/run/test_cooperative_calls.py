@@ -495,3 +495,24 @@ async def test_wrapped_in_wrapped(outer: Any, inner: Any) -> None:
             assert (await ask(sandboxed, "/other")).text == "/other"
             gate.opened.set()
         assert blocked.text == "/blocked"
+
+
+@pytest.mark.parametrize("kind", ["called", "awaited"])
+async def test_deferred_callbacks(kind: str) -> None:
+    """What is deferred to the end of a request may block, too, whether it is awaited or not."""
+    gate = Gate()
+
+    async def awaited() -> None:
+        await anyio.lowlevel.checkpoint()
+        gate.pass_through()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/blocked":
+            context.defer(gate.pass_through if kind == "called" else awaited)
+        await respond(send)
+
+    async with cooperative(app, max_size=2) as sandboxed, anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(ask, sandboxed, "/blocked"))
+        await gate.reached.wait()
+        assert (await ask(sandboxed)).status == 200
+        gate.opened.set()
