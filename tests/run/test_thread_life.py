@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sqlite3
 import subprocess
@@ -21,6 +22,7 @@ from anyio import to_thread
 from fastapi import FastAPI, Request
 
 from sandboxpool import FactoryError, LifespanStartupError, OptionError, ThreadLimitError, wrap
+from sandboxpool.run._open_files import check_files
 from tests.wrap.client import get, respond
 
 from .threads import PATIENCE, in_threads, sandbox_threads, together, until
@@ -433,6 +435,28 @@ async def test_no_further_file(backend: str) -> None:
     assert f"a sandbox with an event loop of {backend} needs" in text
     assert "of the 64 that this process may have are taken." in text
     assert "Raise the limit (`ulimit -n 65536`), lower max_size, or choose" in text
+
+
+async def test_files_run_out_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where others took the last file descriptors while a thread started, the error is the same."""
+
+    def no_loop(backend: str) -> dict[str, Any]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("sandboxpool.run._loop_thread._how", no_loop)
+    with pytest.raises(FactoryError) as info:
+        await in_threads(where, thread_backend="asyncio").open()
+    error = info.value.__cause__
+    assert isinstance(error, ThreadLimitError)
+    assert "file descriptors, and all that this process may have are taken. Raise" in str(error)
+
+
+async def test_promised_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that threads were allowed to take and have not taken yet are counted, too."""
+    monkeypatch.setattr("sandboxpool.run._open_files.limit_of_files", lambda: 10_000)
+    check_files(3, "it", promised=5_000)
+    with pytest.raises(ThreadLimitError, match="it needs 3 file descriptors, and 10000 of the"):
+        check_files(3, "it", promised=9_999)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -21,12 +22,13 @@ def limit_of_files() -> int | None:
     return None if soft == resource.RLIM_INFINITY else soft
 
 
-def check_files(wanted: int, what: str) -> None:
+def check_files(wanted: int, what: str, promised: int = 0) -> None:
     """Refuse what would leave (nearly) no file descriptor.
 
     Args:
         wanted: How many it takes.
         what: What takes them.
+        promised: How many others have been allowed to take and may not have taken yet.
 
     Raises:
         ThreadLimitError: With the limit, and the remedy.
@@ -40,9 +42,19 @@ def check_files(wanted: int, what: str) -> None:
         os.close(lowest)
     except OSError:
         lowest = limit
-    if lowest + wanted + _SPARE > limit:
-        raise ThreadLimitError(
-            f"{what} needs {wanted} file descriptors, and {lowest} of the {limit} that this "
-            "process may have are taken. Raise the limit (`ulimit -n 65536`), lower max_size, or "
-            "choose thread_backend='asyncio', which takes the fewest."
-        )
+    if lowest + promised + wanted + _SPARE > limit:
+        raise no_files(wanted, what, f"{min(lowest + promised, limit)} of the {limit}")
+
+
+def no_files(wanted: int, what: str, taken: str) -> ThreadLimitError:
+    """Return the error that says that file descriptors have run out."""
+    return ThreadLimitError(
+        f"{what} needs {wanted} file descriptors, and {taken} that this "
+        "process may have are taken. Raise the limit (`ulimit -n 65536`), lower max_size, or "
+        "choose thread_backend='asyncio', which takes the fewest."
+    )
+
+
+def ran_out(error: BaseException) -> bool:
+    """Tell whether an error says that there is no further file descriptor."""
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)

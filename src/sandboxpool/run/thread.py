@@ -26,7 +26,7 @@ from sandboxpool.isolation._per_loop import PerLoop
 from ._crossing import Crossing
 from ._errand import Errand, Port
 from ._loop_thread import LoopThread
-from ._open_files import check_files
+from ._open_files import check_files, no_files, ran_out
 
 logger = logging.getLogger("sandboxpool.threads")
 
@@ -153,6 +153,7 @@ class ThreadFactory:
         self.ports = PerLoop(lambda: Port(running_loop()), bool)
         self._numbers = count(1)
         self._abandoned: set[LoopThread] = set()
+        self._starting: set[LoopThread] = set()
 
     def __repr__(self) -> str:
         return f"<ThreadFactory of {self.lease_owner!r}>"
@@ -202,11 +203,16 @@ class ThreadFactory:
         make = inner.create if life is None else partial(inner.create_in, life)  # type: ignore[attr-defined]
         name = f"create a sandbox of {self._name}"
         errand = Errand(thread, port, make, name, copy_context(), starts=True)
+        self._starting.add(thread)
         try:
             made = await errand.run()
-        except BaseException:
+        except BaseException as error:
             self._end(thread, errand)
+            if thread.loop is None and ran_out(error):
+                raise no_files(_FILES[backend], _what(backend), "all") from error
             raise
+        finally:
+            self._starting.discard(thread)
         return ThreadSandbox(self, thread, port, made, life)
 
     def reset(self, sandbox: ThreadSandbox, /) -> Awaitable[None] | None:
@@ -275,7 +281,9 @@ class ThreadFactory:
                 "sandbox is made. The log says where each of them hangs: give those calls a time "
                 "limit of their own, or raise max_abandoned."
             )
-        check_files(_FILES[backend], f"a sandbox with an event loop of {backend}")
+        # Those that start right now have not opened their files yet, and still will.
+        starting = sum(thread.loop is None for thread in self._starting)
+        check_files(_FILES[backend], _what(backend), starting * _FILES[backend])
 
     def abandon(self, sandbox: ThreadSandbox) -> None:
         """Leave a thread behind that does not stop; it ends the sandbox when it comes to it."""
@@ -318,6 +326,10 @@ class ThreadFactory:
         if thread in self._abandoned:
             self._abandoned.discard(thread)
             logger.info("%s, which was abandoned, has ended", thread.thread.name)
+
+
+def _what(backend: str) -> str:
+    return f"a sandbox with an event loop of {backend}"
 
 
 def _can_be_imported(name: str) -> bool:
