@@ -24,10 +24,10 @@ LAYERS: list[set[str]] = [
     {"_slots", "_options", "_factory", "_loop", "_loop_asyncio", "_loop_trio"},
     {"_pool", "_lease", "_context", "_lifespan", "_read_ahead", "_answers", "_load"},
     {"_watchdog", "_monitor", "_stacks", "_app_options"},
-    {"isolation", "run", "adapters", "hooks", "_deferred"},
-    {"_wrap", "_sandboxed", "_runtime", "_stats"},
+    {"isolation", "leaks", "run", "adapters", "hooks", "_deferred"},
+    {"_wrap", "_isolations", "_sandboxed", "_runtime", "_stats"},
     {""},  # `sandboxpool` itself, the public names
-    {"cli", "telemetry", "resources", "__main__"},
+    {"check", "cli", "resources", "telemetry", "testing", "__main__"},
 ]
 RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 

@@ -11,7 +11,8 @@ from ._exceptions import OptionError
 from ._options import check_count, check_seconds
 from .abc import Watchdog
 
-ISOLATIONS = ("auto", "clone", "factory")
+ISOLATIONS = ("auto", "clone", "factory", "module")
+LEAKS = ("ignore", "log", "retire", "raise")
 LIFESPANS = ("auto", "once", "each", "off")
 RESETS = ("restore", "fresh", "keep")
 RUN_IN = ("loop", "thread", "cooperative")
@@ -27,6 +28,11 @@ class WrapOptions(TypedDict, total=False):
     reset: Literal["restore", "fresh", "keep"] | Callable[[Any], Awaitable[None] | None]
     keep: Iterable[str]
     share: Iterable[str]
+    packages: Iterable[str]
+    shared: Iterable[str]
+    leaks: Literal["ignore", "log", "retire", "raise"]
+    ignore: Iterable[str]
+    verify: float
     middleware: Mapping[Any, Literal["copy", "share", "fresh"]] | None
     min_size: int | None
     max_size: int | None
@@ -76,6 +82,9 @@ class AppOptions:
     defer_timeout: float | None
     isolate_context: bool
     gc_freeze: bool
+    leaks: str
+    ignore: tuple[str, ...]
+    verify: float
     stats: str | None
     watchdog: Watchdog | None
 
@@ -88,6 +97,8 @@ def check_app_options(
     wsgi: object,
     lifespan: object,
     reset: object,
+    leaks: object,
+    verify: object,
     hooks: tuple[str, ...],
     thread_backend: object,
     thread_stack_size: object,
@@ -134,6 +145,9 @@ def check_app_options(
     _one_of("lifespan", lifespan, LIFESPANS)
     if not callable(reset):
         _one_of("reset", reset, RESETS, or_else="a function that is called with the sandbox")
+    _one_of("leaks", leaks, LEAKS)
+    if isinstance(verify, bool) or not isinstance(verify, int | float) or not 0 <= verify <= 1:
+        raise OptionError(f"verify={verify!r}: give the share of the requests, from 0.0 to 1.0.")
     if stats is not None and not (isinstance(stats, str) and stats.startswith("/")):
         raise OptionError(f"stats={stats!r}: give a path like '/stats', or None.")
     _true_or_false("isolate_context", isolate_context)

@@ -106,9 +106,10 @@ class SandboxedApp:
         delattr(self._template(name), name)
 
     def _template(self, name: str) -> Any:
-        if self.wrap_options.isolation == "factory":
+        if self.wrap_options.isolation in ("factory", "module"):
+            how = "made by a factory, each" if callable(self.app) else "importing it, each"
             raise AttributeError(
-                f"{self!r} has no attribute {name!r}: its sandboxes are made by a factory, each "
+                f"{self!r} has no attribute {name!r}: its sandboxes are {how} "
                 f"has an app of its own. Inside of a request use `request.app.{name}`."
             )
         return self.app

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Literal, overload
@@ -11,7 +10,8 @@ from typing_extensions import Unpack
 
 from ._app_options import AppOptions, WrapOptions, check_app_options
 from ._exceptions import AppTypeError, OptionError
-from ._load import check_app, load
+from ._isolations import isolate, isolate_wsgi, not_wrapped
+from ._load import load
 from ._pool import Pool
 from ._sandboxed import SandboxedApp
 from ._types import ASGIApp, WSGIApp
@@ -27,6 +27,7 @@ _SIZES = {
     "shared": (16, 1000),
     "thread": (4, 200),
     "factory": (1, 40),
+    "module": (1, 40),
     "custom": (1, 40),
 }
 
@@ -37,7 +38,7 @@ def wrap(
     /,
     *,
     factory: bool = ...,
-    isolation: Literal["auto", "clone", "factory"] | SandboxFactory = ...,
+    isolation: Literal["auto", "clone", "factory", "module"] | SandboxFactory = ...,
     wsgi: bool = ...,
     **options: Unpack[WrapOptions],
 ) -> SandboxedApp: ...
@@ -103,6 +104,11 @@ def wrap(
     reset: Any = "restore",
     keep: Iterable[str] = (),
     share: Iterable[str] = (),
+    packages: Iterable[str] = (),
+    shared: Iterable[str] = (),
+    leaks: str = "ignore",
+    ignore: Iterable[str] = (),
+    verify: float = 1.0,
     middleware: Mapping[Any, str] | None = None,
     min_size: int | None = None,
     max_size: int | None = None,
@@ -146,9 +152,11 @@ def wrap(
         factory: Whether *app* makes apps.
         isolation: How sandboxes are made private. `"clone"` copies the app's own objects, in
             microseconds; `"factory"` makes an app of its own for each, which isolates more;
-            `"auto"` is `"factory"` for a factory, else `"clone"`. Or an object of yours that
-            makes sandboxes, see `sandboxpool.abc.SandboxFactory`. What each covers is in the
-            table of the documentation's page on isolation.
+            `"module"` executes the app's own modules for each, so that their globals are
+            private, too, and takes an import string. `"auto"` is `"factory"` for a factory, else
+            `"clone"`. Or an object of yours that makes sandboxes, see
+            `sandboxpool.abc.SandboxFactory`. What each covers is in the table of the
+            documentation's page on isolation.
         run_in: Where requests run. `"loop"`: on the server's event loop, which a blocking call
             stops. `"thread"`: each sandbox has a thread and an event loop of its own, and may
             block it. `"cooperative"`: on the server's loop, and blocking calls that hooks reach
@@ -165,6 +173,14 @@ def wrap(
             leaves it as it is, a function (sync or async) is called with the sandbox instead.
         keep: Names that survive a reset, like `"state.cache"`.
         share: Names of plain data that all sandboxes share, like `"state.catalogue"`.
+        packages: With `isolation="module"`, the packages whose modules are private; by default
+            the one that the app is in.
+        shared: Modules of these packages that exist once, like `"shop.db"`.
+        leaks: What happens when a request leaves something behind: `"ignore"` (nothing looks),
+            `"log"`, `"retire"` (its sandbox is replaced, too), or `"raise"`, for tests.
+        ignore: Names of leaks that are none, like `"shop.state.hits"`, with `*` for anything.
+        verify: Share of the requests after which a sandbox is compared with what it was after
+            start-up, from 0.0 to 1.0.
         middleware: For a class of middleware (or its name) `"copy"` (default), `"share"` (all
             sandboxes have its attributes in common, but each has inner layers of its own) or
             `"fresh"` (constructed again for each sandbox).
@@ -246,6 +262,8 @@ def wrap(
         max_abandoned=max_abandoned,
         lifespan=lifespan,
         reset=reset,
+        leaks=leaks,
+        verify=verify,
         min_size=min_size,
         max_size=max_size,
         stats=stats,
@@ -261,8 +279,12 @@ def wrap(
     )
     if run_in == "cooperative":
         _install_hooks(hooks, given=app)
-    loaded, found_name = load(app, factory=factory, wsgi=wsgi)
-    _not_wrapped(loaded, found_name)
+    if isolation == "module" and not wsgi:
+        # Each sandbox imports it for itself.
+        loaded, found_name = app, _import_string(app)
+    else:
+        loaded, found_name = load(app, factory=factory, wsgi=wsgi)
+        not_wrapped(loaded, found_name)
     name = name or found_name
     private: dict[str, Any] = {
         "factory": factory,
@@ -270,16 +292,18 @@ def wrap(
         "reset": reset,
         "keep": _names("keep", keep),
         "share": _names("share", share),
+        "packages": _names("packages", packages),
+        "shared": _names("shared", shared),
         "middleware": _policies(middleware),
         "name": name,
     }
     abandoned: set[Any] = set()
     if wsgi:
-        sandboxes, kind = _isolate_wsgi(
+        sandboxes, kind = isolate_wsgi(
             loaded, run_in=run_in, abandoned=abandoned, max_abandoned=max_abandoned, **private
         )
     else:
-        sandboxes, kind = _isolate(
+        sandboxes, kind = isolate(
             loaded,
             lifespan="each" if run_in == "thread" and lifespan == "auto" else lifespan,
             **private,
@@ -338,116 +362,13 @@ def wrap(
         defer_timeout=defer_timeout,
         isolate_context=isolate_context,
         gc_freeze=gc_freeze,
+        leaks=leaks,
+        ignore=_names("ignore", ignore),
+        verify=float(verify),
         stats=stats,
         watchdog=watchdog,
     )
     return SandboxedApp(loaded, sandboxes, options)
-
-
-def _isolate(
-    app: Any,
-    *,
-    factory: bool,
-    isolation: str | SandboxFactory,
-    lifespan: Any,
-    reset: Any,
-    keep: tuple[str, ...],
-    share: tuple[str, ...],
-    middleware: dict[Any, str],
-    name: str,
-) -> tuple[SandboxFactory, str]:
-    """Return what makes the sandboxes, and the name of the isolation."""
-    if not isinstance(isolation, str):
-        if keep or share or middleware:
-            raise OptionError(
-                "keep=, share= and middleware= are for the built-in isolations; "
-                f"{isolation!r} decides for itself what is private."
-            )
-        return isolation, "custom"
-    if isolation == "auto":
-        isolation = "factory" if factory else "clone"
-    common: dict[str, Any] = {"reset": reset, "keep": keep, "share": share, "name": name}
-    if isolation == "factory":
-        _needs_factory(factory)
-        if middleware:
-            raise OptionError(
-                "middleware= is for isolation='clone'; a factory constructs its middleware anew "
-                "for each sandbox."
-            )
-        from .isolation.factory import AppFactory
-
-        return AppFactory(app, lifespan="each" if lifespan == "auto" else lifespan, **common), (
-            "factory"
-        )
-    from .isolation.clone import CloneFactory
-
-    if factory:
-        app = app()
-        if inspect.iscoroutine(app):
-            app.close()
-            raise AppTypeError(
-                f"{name} is an async factory, and isolation='clone' needs its app at once: leave "
-                "out isolation=, so that each sandbox is made by the factory."
-            )
-        check_app(app, f"what {name} returned")
-        _not_wrapped(app, f"what {name} returned")
-    return CloneFactory(
-        app, lifespan="once" if lifespan == "auto" else lifespan, middleware=middleware, **common
-    ), "clone"
-
-
-def _isolate_wsgi(
-    app: Any,
-    *,
-    factory: bool,
-    isolation: str | SandboxFactory,
-    run_in: str,
-    reset: Any,
-    keep: tuple[str, ...],
-    share: tuple[str, ...],
-    middleware: dict[Any, str],
-    abandoned: set[Any],
-    max_abandoned: int | None,
-    name: str,
-) -> tuple[SandboxFactory, str]:
-    """Return what makes the sandboxes of a WSGI app, and the name of the isolation."""
-    if isolation == "factory":
-        _needs_factory(factory)
-    elif isolation != "auto":
-        raise OptionError(
-            f"isolation={isolation!r} is for ASGI apps, but wsgi=True: leave it out. All sandboxes "
-            "share a WSGI app, unless a function that makes one for each is passed with "
-            "factory=True."
-        )
-    if keep or share or middleware:
-        raise OptionError(
-            "keep=, share= and middleware= say what is private in an ASGI app, but wsgi=True: "
-            "leave them out."
-        )
-    from .adapters.wsgi import GatewayFactory, WorkerThreads, WSGIGateway, restore
-
-    threads = None
-    if run_in != "cooperative":
-        in_sandbox = run_in == "thread"
-        threads = WorkerThreads(name, abandoned, max_abandoned, in_sandbox=in_sandbox)
-    # WSGI knows no lifespan.
-    common: dict[str, Any] = {"lifespan": "off", "name": name}
-    if factory:
-        from .isolation.factory import AppFactory
-
-        common["reset"] = restore if reset == "restore" else reset
-        return AppFactory(GatewayFactory(app, name, threads), **common), "factory"
-    from .isolation.clone import CloneFactory
-
-    return CloneFactory(WSGIGateway(app, name, threads), reset=reset, **common), "shared"
-
-
-def _needs_factory(factory: bool) -> None:
-    if not factory:
-        raise OptionError(
-            "isolation='factory' makes an app for each sandbox, but an app was given: pass "
-            "the function that makes it, with factory=True."
-        )
 
 
 def _install_hooks(names: tuple[str, ...], given: object) -> None:
@@ -465,12 +386,13 @@ def _install_hooks(names: tuple[str, ...], given: object) -> None:
         )
 
 
-def _not_wrapped(app: object, name: str) -> None:
-    if isinstance(app, SandboxedApp):
-        raise AppTypeError(
-            f"{name} is wrapped already: name the app that was passed to wrap(), or serve "
-            "it as it is."
+def _import_string(app: object) -> str:
+    if not isinstance(app, str):
+        raise OptionError(
+            "isolation='module' executes the app's own modules for each sandbox, but an object "
+            f"was given, {app!r}: pass an import string, like 'shop.main:app'."
         )
+    return app
 
 
 def _policies(middleware: object) -> dict[Any, str]:

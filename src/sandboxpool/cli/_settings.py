@@ -21,7 +21,7 @@ from sandboxpool._exceptions import OptionError
 from sandboxpool._load import import_string
 from sandboxpool._wrap import wrap
 
-Kind = Literal["flag", "count", "seconds", "text", "names", "policies", "choice", "object"]
+Kind = Literal["flag", "count", "seconds", "share", "text", "names", "policies", "choice", "object"]
 
 PREFIX = "SANDBOXPOOL_"
 HANDOVER = "_SANDBOXPOOL_SERVE"
@@ -133,6 +133,15 @@ def _seconds(setting: Setting, value: object) -> float:
     raise setting.wrong(value, "a number of seconds")
 
 
+def _share(setting: Setting, value: object) -> float:
+    try:
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            return float(value)
+    except ValueError:
+        pass
+    raise setting.wrong(value, "a share from 0.0 to 1.0")
+
+
 def _text(setting: Setting, value: object) -> str:
     if not isinstance(value, str):
         raise setting.wrong(value, "text")
@@ -178,6 +187,7 @@ _READERS: dict[Kind, Callable[[Setting, Any], Any]] = {
     "flag": _flag,
     "count": _count,
     "seconds": _seconds,
+    "share": _share,
     "text": _text,
     "names": _names,
     "policies": _policies,
@@ -230,6 +240,8 @@ def _setting(name: str, hint: Any, default: Any, text: str) -> Setting:
         simple: dict[Any, Kind] = {bool: "flag", int: "count", float: "seconds", str: "text"}
         if part in simple:
             kind = simple[part]
+            if kind == "seconds" and not optional:
+                kind = "share"  # durations can all be `None`, for no limit
         elif origin is Iterable:
             kind = "names"
         elif origin is Mapping:
