@@ -151,11 +151,17 @@ def drive(
             return end.value
         finally:
             running.lease = outer
+            # An exception that was thrown in and comes out again has this frame in its traceback:
+            # held here, too, it would keep the request alive until the garbage collector comes.
+            sent = None
 
 
 def call_plainly(function: Callable[..., Any], *args: Any) -> Any:
     """Call in the running context: `Context.run` for those who turn the isolation off."""
-    return function(*args)
+    try:
+        return function(*args)
+    finally:
+        del args  # as in `drive()`: one of them may be the exception that has this frame
 
 
 def outside(
