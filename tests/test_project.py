@@ -25,7 +25,8 @@ LAYERS: list[set[str]] = [
     {"_pool", "_lease", "_context", "_lifespan", "_read_ahead", "_answers", "_load"},
     {"_watchdog", "_monitor", "_stacks", "_app_options"},
     {"isolation", "leaks", "run", "adapters", "hooks", "_deferred"},
-    {"_wrap", "_isolations", "_sandboxed", "_runtime", "_stats"},
+    {"_wrap", "_isolations", "_sandboxed", "_runtime", "_stats"}
+    | {"cache", "_concurrently", "_ticks", "_visit"},
     {""},  # `sandboxpool` itself, the public names
     {"check", "cli", "resources", "telemetry", "testing", "__main__"},
 ]
@@ -39,6 +40,7 @@ HEAVY = [
     "greenlet",
     "hypercorn",
     "pydantic",
+    "redis",
     "rich",
     "starlette",
     "trio",

@@ -9,6 +9,14 @@ from ._context import current_sandbox as current_sandbox
 from ._exceptions import AppError as AppError
 from ._exceptions import AppImportError as AppImportError
 from ._exceptions import AppTypeError as AppTypeError
+from ._exceptions import CacheClosedError as CacheClosedError
+from ._exceptions import CacheCycleError as CacheCycleError
+from ._exceptions import CacheError as CacheError
+from ._exceptions import CacheResolverError as CacheResolverError
+from ._exceptions import CacheTimeoutError as CacheTimeoutError
+from ._exceptions import CacheUnavailableError as CacheUnavailableError
+from ._exceptions import CacheValueError as CacheValueError
+from ._exceptions import ChildTimeoutError as ChildTimeoutError
 from ._exceptions import ExecutionTimeoutError as ExecutionTimeoutError
 from ._exceptions import FactoryError as FactoryError
 from ._exceptions import LeaseEndedError as LeaseEndedError
@@ -37,6 +45,8 @@ from ._stats import stats_route as stats_route
 from ._wrap import wrap as wrap
 from .abc import Holder as Holder
 from .abc import PoolStatistics as PoolStatistics
+from .cache import Cache as Cache
+from .cache import CacheStatistics as CacheStatistics
 
 __version__ = "0.1.0"
 
@@ -45,6 +55,16 @@ __all__ = (
     "AppImportError",
     "AppStatistics",
     "AppTypeError",
+    "Cache",
+    "CacheClosedError",
+    "CacheCycleError",
+    "CacheError",
+    "CacheResolverError",
+    "CacheStatistics",
+    "CacheTimeoutError",
+    "CacheUnavailableError",
+    "CacheValueError",
+    "ChildTimeoutError",
     "ExecutionTimeoutError",
     "FactoryError",
     "FunctionFactory",

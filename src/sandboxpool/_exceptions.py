@@ -17,6 +17,14 @@ __all__ = (
     "AppError",
     "AppImportError",
     "AppTypeError",
+    "CacheClosedError",
+    "CacheCycleError",
+    "CacheError",
+    "CacheResolverError",
+    "CacheTimeoutError",
+    "CacheUnavailableError",
+    "CacheValueError",
+    "ChildTimeoutError",
     "ExecutionTimeoutError",
     "FactoryError",
     "LeaseEndedError",
@@ -147,6 +155,52 @@ class LifespanStartupError(LifespanError):
 
 class LifespanShutdownError(LifespanError):
     """The app reported `lifespan.shutdown.failed`, or took too long to stop."""
+
+
+# --- the cache ----------------------------------------------------------------------------
+
+
+class CacheError(SandboxPoolError):
+    """Something about a cache."""
+
+
+class CacheValueError(CacheError, ValueError):
+    """A value cannot be stored, or what is stored cannot be used like that."""
+
+
+class CacheClosedError(CacheError, RuntimeError):
+    """The cache was closed: it holds nothing any more, and takes nothing."""
+
+
+class CacheCycleError(CacheError, RuntimeError):
+    """A resolver asked for a key whose own resolver waits, directly or not, for this one."""
+
+
+class CacheTimeoutError(CacheError, TimeoutError):
+    """A resolver ran longer than `resolver_timeout` and was cancelled."""
+
+
+class CacheResolverError(CacheError, RuntimeError):
+    """A resolver failed for whom this caller waited, with an exception that cannot be copied."""
+
+
+class CacheUnavailableError(CacheError, ConnectionError):
+    """The server that holds the cache cannot be reached, or does not answer in time."""
+
+
+# --- concurrent work ----------------------------------------------------------------------
+
+
+class ChildTimeoutError(SandboxPoolError, TimeoutError):
+    """Children of `concurrently()` were not done in time, and were stopped.
+
+    Attributes:
+        unfinished: Which of them, by their number, from 0.
+    """
+
+    def __init__(self, message: str, unfinished: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.unfinished = tuple(unfinished)
 
 
 # Tracebacks name what users import: `sandboxpool.PoolTimeoutError`, not the private module.
