@@ -9,7 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from sandboxpool._context import current_lease
-from sandboxpool._exceptions import OptionError
+from sandboxpool._exceptions import CacheValueError, OptionError
 from sandboxpool._options import check_count, check_seconds
 
 from ._core import DEFAULT, MAX_BYTES, MAX_ENTRIES, CacheOptions, Core, Default, core_for
@@ -183,8 +183,13 @@ class _Operations:
         if not store.blocks:
             found = store.read(key)
             if found is not None and found.fresh:
-                core.counts.hits += 1
-                return core.packing.unpack(key, found.packed)
+                try:
+                    value = core.packing.unpack(key, found.packed)
+                except CacheValueError:
+                    pass  # the steps below know what to do then
+                else:
+                    core.counts.hits += 1
+                    return value
         steps = core.refreshing(key, core.life(ttl, stale_for), blocking=False).steps()
         call = store.call if store.blocks else None
         return await drive(steps, call, resolver, core.options.resolver_timeout)

@@ -164,7 +164,7 @@ class Refreshing:
                 return self.packing.unpack(self.key, start.packed)
             if start.verdict == "failed":
                 assert start.error is not None
-                raise start.error
+                raise copied(start.error)
             packed = yield from self._resolve(flight)
         except Exception as error:
             self.flights.fail(flight, error)
@@ -209,7 +209,8 @@ class Refreshing:
             packed, size = self.packing.pack(self.key, value)
         except Exception as error:
             self.counts.failed += 1
-            failure = error  # a new name: `error` is gone after the block
+            # A copy: the traceback of *error* has this very frame, which must not hold it.
+            failure = copied(error)
             yield Do(lambda: self._quietly(flight, failure))
             raise
         if self.store.blocks:
