@@ -22,11 +22,11 @@ PACKAGE = ROOT / "src" / "sandboxpool"
 LAYERS: list[set[str]] = [
     {"abc", "_types", "_exceptions"},
     {"_slots", "_options", "_factory", "_loop", "_loop_asyncio", "_loop_trio"},
-    {"_pool", "_lease", "_context", "_lifespan", "_read_ahead", "_answers", "_load"},
+    {"_pool", "_lease", "_context", "_visit", "_lifespan", "_read_ahead", "_answers", "_load"},
     {"_watchdog", "_monitor", "_stacks", "_app_options"},
     {"isolation", "leaks", "run", "adapters", "hooks", "_deferred"},
     {"_wrap", "_isolations", "_sandboxed", "_runtime", "_stats"}
-    | {"cache", "_concurrently", "_ticks", "_visit"},
+    | {"cache", "_concurrently", "_ticks"},
     {""},  # `sandboxpool` itself, the public names
     {"check", "cli", "resources", "telemetry", "testing", "__main__"},
 ]

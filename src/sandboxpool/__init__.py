@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._concurrently import concurrently as concurrently
 from ._context import RequestLease as RequestLease
 from ._context import context as context
 from ._context import current_lease as current_lease
@@ -16,6 +17,7 @@ from ._exceptions import CacheResolverError as CacheResolverError
 from ._exceptions import CacheTimeoutError as CacheTimeoutError
 from ._exceptions import CacheUnavailableError as CacheUnavailableError
 from ._exceptions import CacheValueError as CacheValueError
+from ._exceptions import ChildDeadlockError as ChildDeadlockError
 from ._exceptions import ChildTimeoutError as ChildTimeoutError
 from ._exceptions import ExecutionTimeoutError as ExecutionTimeoutError
 from ._exceptions import FactoryError as FactoryError
@@ -42,6 +44,7 @@ from ._sandboxed import SandboxedApp as SandboxedApp
 from ._stats import AppStatistics as AppStatistics
 from ._stats import RequestInFlight as RequestInFlight
 from ._stats import stats_route as stats_route
+from ._ticks import TickStatistics as TickStatistics
 from ._wrap import wrap as wrap
 from .abc import Holder as Holder
 from .abc import PoolStatistics as PoolStatistics
@@ -64,6 +67,7 @@ __all__ = (
     "CacheTimeoutError",
     "CacheUnavailableError",
     "CacheValueError",
+    "ChildDeadlockError",
     "ChildTimeoutError",
     "ExecutionTimeoutError",
     "FactoryError",
@@ -90,8 +94,10 @@ __all__ = (
     "SandboxPoolError",
     "SandboxedApp",
     "ThreadLimitError",
+    "TickStatistics",
     "WrongLoopError",
     "__version__",
+    "concurrently",
     "context",
     "current_lease",
     "current_sandbox",

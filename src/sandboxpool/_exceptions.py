@@ -24,6 +24,7 @@ __all__ = (
     "CacheTimeoutError",
     "CacheUnavailableError",
     "CacheValueError",
+    "ChildDeadlockError",
     "ChildTimeoutError",
     "ExecutionTimeoutError",
     "FactoryError",
@@ -189,6 +190,10 @@ class CacheUnavailableError(CacheError, ConnectionError):
 
 
 # --- concurrent work ----------------------------------------------------------------------
+
+
+class ChildDeadlockError(PoolExhaustedError):
+    """A child needs a sandbox of its own, and all are held by requests that wait for children."""
 
 
 class ChildTimeoutError(SandboxPoolError, TimeoutError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
@@ -26,6 +27,7 @@ from ._loop import Background, Home, Loop, Wakeup, running_loop
 from ._monitor import LoopMonitor
 from ._pool import Pool
 from ._stats import OLDEST_SHOWN, AppStatistics, RequestInFlight
+from ._ticks import Ticking
 from ._watchdog import DeadlineWatchdog, NoWatchdog
 from .abc import Sandbox, SandboxFactory, Watchdog
 from .run.loop import Running, drive
@@ -86,6 +88,9 @@ class Runtime:
         self.closed = False
         self.in_flight: dict[int, RequestLease] = {}
         self.running = Running()
+        self.ticking = Ticking(self)
+        # How many of its children wait for a sandbox, by the lease of the request.
+        self.waiting_for_children: Counter[int] = Counter()
         self.interruption = self.loop.interruption
         self.pool = self._new_pool()
         self.slots = self.pool.slots
@@ -181,6 +186,9 @@ class Runtime:
         else:
             self._begin_watching()
             self.ready = not self.closing
+            if self.ready:
+                for tick in self.owner._ticks:
+                    self.ticking.start(tick)
         finally:
             self._opener = None
             waiting, self._opening = self._opening or [], None
@@ -247,6 +255,7 @@ class Runtime:
             return
         self.closing = True
         self.ready = False
+        self.ticking.begin_close()
         self.pool.begin_close()  # those who wait for a sandbox are told now
         in_time = False
         failure: Exception | None = None
@@ -275,6 +284,7 @@ class Runtime:
             # Also when cancelled: what was started gets its chance to stop.
             with anyio.CancelScope(shield=True):
                 try:
+                    await self.ticking.aclose()
                     await self.pool.aclose(0)
                     await self._stop_factory()
                 except Exception as error:

@@ -10,7 +10,7 @@ from math import inf
 from threading import get_ident
 from time import monotonic
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -32,7 +32,9 @@ from ._read_ahead import ReadAhead
 from ._runtime import Counters, Runtime, statistics_of
 from ._slots import Slot
 from ._stats import AppStatistics, StatsPage
+from ._ticks import Tick, TickStatistics, check_tick, made_tick
 from ._types import ASGIApp, Receive, Scope, Send
+from ._visit import Visit
 from .abc import Sandbox, SandboxFactory
 from .run.loop import ACCEPTED, GONE, call_plainly, noting, outside, steps_of
 
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 logger = logging.getLogger("sandboxpool")
+
+F = TypeVar("F", bound=Callable[[Any], Any])
 
 set_current = current.set
 
@@ -68,6 +72,7 @@ class SandboxedApp:
         "_runtime",
         "_runtimes",
         "_stats_page",
+        "_ticks",
         "app",
         "wrap_options",
     )
@@ -81,6 +86,7 @@ class SandboxedApp:
         self._runtime: Runtime | None = None
         self._runtimes: dict[int, Runtime] = {}
         self._stats_page = StatsPage(self)
+        self._ticks: list[Tick] = []
 
     def __repr__(self) -> str:
         runtime = self._runtime
@@ -113,6 +119,53 @@ class SandboxedApp:
                 f"has an app of its own. Inside of a request use `request.app.{name}`."
             )
         return self.app
+
+    # --- periodic work ------------------------------------------------------------------------
+
+    def every(
+        self,
+        seconds: float,
+        *,
+        jitter: float = 0.1,
+        immediate: bool = False,
+        name: str | None = None,
+    ) -> Callable[[F], F]:
+        """Return a decorator: run a function periodically, in a sandbox that is leased for it.
+
+        It begins when the app is open, in each worker by itself, and ends with the app: a run
+        that is under way at shutdown is a request in flight like any other. The function gets the
+        sandbox's app; `current_lease()` and `context` are those of the run, and the watchdog
+        watches it. A plain function runs where its sandbox does, or in a worker thread if that is
+        the server's event loop. It never overlaps itself: what was missed is left out. What it
+        raises is logged and counted.
+
+        Args:
+            seconds: From the start of a run to that of the next one.
+            jitter: The share by which each of these intervals is longer or shorter by chance, so
+                that workers do not all run it at once.
+            immediate: Whether it runs as soon as the app is open, instead of an interval later.
+            name: What errors and statistics call it; by default the name of the function.
+
+        Raises:
+            OptionError: An option cannot work.
+            TypeError: What is decorated is no function.
+        """
+        check_tick(seconds, jitter, immediate, name)
+
+        def decorate(function: F) -> F:
+            tick = made_tick(function, seconds, jitter, immediate, name)
+            self._ticks.append(tick)
+            runtime = self._here()
+            if runtime is not None and runtime.ready:
+                runtime.ticking.start(tick)
+            return function
+
+        return decorate
+
+    @property
+    def ticks(self) -> tuple[TickStatistics, ...]:
+        """What the periodic work has done in this process, in the order of its declaration."""
+        return tuple([tick.statistics() for tick in self._ticks])
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -228,7 +281,7 @@ class SandboxedApp:
         if kind == "lifespan":
             await self._serve_lifespan(scope, receive, send)
             return None
-        if kind != "http" and kind != "websocket":
+        if kind != "http" and kind != "websocket" and not isinstance(scope, Visit):
             raise ValueError(f"{self!r} serves http, websocket and lifespan, not {kind!r}.")
         if self.wrap_options.stats is not None and kind == "http" and self._is_stats(scope):
             return await self._stats_page(scope, receive, send)
@@ -364,6 +417,8 @@ class SandboxedApp:
         self, runtime: Runtime, ahead: ReadAhead, scope: Scope, send: Send
     ) -> Slot[Sandbox] | None:
         """Wait for a sandbox; answer 503 if there is none to be had."""
+        if isinstance(scope, Visit):
+            return await scope.admit(runtime.pool)
         slot = None
         try:
             slot = await runtime.pool.wait(on_queued=ahead.start)

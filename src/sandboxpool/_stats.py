@@ -24,7 +24,8 @@ class RequestInFlight:
 
     Attributes:
         lease_id: The id of its lease.
-        type: `"http"` or `"websocket"`.
+        type: `"http"`, `"websocket"`, or `"sandboxpool.visit"` for periodic work and children of
+            `concurrently()` in sandboxes of their own.
         method: The HTTP method, `None` for a websocket.
         path: The path. Neither query nor headers nor body are ever shown.
         age: Seconds since it got its sandbox.
@@ -49,7 +50,8 @@ class AppStatistics:
         state: `"closed"`, `"open"` or `"draining"`.
         concurrency: Requests that hold a sandbox now.
         peak_concurrency: The most there ever were.
-        requests: Requests that got a sandbox.
+        requests: Requests that got a sandbox; periodic work, and children of `concurrently()` in
+            sandboxes of their own, count as such.
         refused: Requests answered 503, because no sandbox came free.
         cut_off: Requests that the watchdog ended.
         hung_up: Clients that left while they waited for a sandbox.

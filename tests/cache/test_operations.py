@@ -45,7 +45,7 @@ async def test_values_keep_their_type(cache: Cache, value: Any) -> None:
     got = await cache.get("key", "nothing")
     assert got == value
     assert type(got) is type(value)
-    resolved = await cache.get_or_set("key", lambda: pytest.fail("there is a value"))
+    resolved: Any = await cache.get_or_set("key", lambda: pytest.fail("there is a value"))
     assert resolved == value
 
 

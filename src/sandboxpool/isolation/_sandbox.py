@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from sandboxpool._visit import VISIT
+
 from ._graph import Walk, getattr_dict, slot_names
 from ._recipe import Recipe
 from ._restore import Calm, Wild
@@ -118,6 +120,9 @@ class AppSandbox:
             self._renew()
         self.template.refresh(self)
         self._busy = True
+        if scope["type"] == VISIT:
+            running: Awaitable[Any] = scope.run(self.app)  # type: ignore[attr-defined]
+            return running
         return self.app(scope, receive, send)
 
     @property

@@ -269,7 +269,7 @@ class Errand:
     def _start(self) -> None:
         loop = self.thread.loop
         assert loop is not None
-        _name_backend(self._context, loop.backend)
+        name_backend(self._context, loop.backend)
         self.task = loop.run_in(self._context, self.run_errand, self.thread.thread.name)
 
     def _fail(self, error: BaseException) -> None:
@@ -322,7 +322,7 @@ class Errand:
             self._port.note(self)
 
 
-def _name_backend(context: Context, backend: str) -> None:
+def name_backend(context: Context, backend: str) -> None:
     """Let anyio find the right backend in a context that comes from another one's loop."""
     sniffio = sys.modules.get("sniffio")
     if sniffio is not None:
