@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 # Bytes that an entry takes besides its key and its value: the record, its floats, its place in
 # the ordered dict and in the heap. `tests/cache/test_size.py` holds it against `tracemalloc`.
-OVERHEAD = 400
+OVERHEAD = 500
 # The bounds of a counter; those of Redis, so that both stores can do the same.
 LARGEST = 2**63 - 1
 _COUNTER = flat_size(LARGEST)
@@ -79,7 +79,7 @@ class MemoryStore:
             return Found(entry.packed, entry.fresh_until - now, now < entry.rests_until)
 
     def write(self, key: str, packed: Any, size: int, life: Life) -> None:
-        size += OVERHEAD + len(key)
+        size += OVERHEAD + flat_size(key)
         if size > self._max_bytes:
             raise CacheValueError(
                 f"the value of {key!r} takes {size} bytes, more than max_bytes={self._max_bytes} "
@@ -186,8 +186,8 @@ class MemoryStore:
             self.evicted += 1
 
     def _sweep(self) -> None:
-        """Throw what was replaced or removed out of the heap, once that is most of it."""
-        if len(self._deaths) > 2 * len(self._entries) + 64:
+        """Throw what was replaced or removed out of the heap, once that is a third of it."""
+        if len(self._deaths) > len(self._entries) * 3 // 2 + 64:
             self._deaths = [death for death in self._deaths if self._is_current(death)]
             heapify(self._deaths)
 
