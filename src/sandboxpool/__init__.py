@@ -19,6 +19,7 @@ from ._exceptions import CacheUnavailableError as CacheUnavailableError
 from ._exceptions import CacheValueError as CacheValueError
 from ._exceptions import ChildDeadlockError as ChildDeadlockError
 from ._exceptions import ChildTimeoutError as ChildTimeoutError
+from ._exceptions import ConformanceError as ConformanceError
 from ._exceptions import ExecutionTimeoutError as ExecutionTimeoutError
 from ._exceptions import FactoryError as FactoryError
 from ._exceptions import LeaseEndedError as LeaseEndedError
@@ -58,6 +59,7 @@ __all__ = (
     "AppImportError",
     "AppStatistics",
     "AppTypeError",
+    "ConformanceError",
     "Cache",
     "CacheClosedError",
     "CacheCycleError",

@@ -208,6 +208,27 @@ class ChildTimeoutError(SandboxPoolError, TimeoutError):
         self.unfinished = tuple(unfinished)
 
 
+# --- parts of your own --------------------------------------------------------------------
+
+
+class ConformanceError(SandboxPoolError, AssertionError):
+    """A part of yours breaks a rule of its contract; raised by `sandboxpool.testing`.
+
+    Attributes:
+        check: The name of the check, like `"test_first_come_first_served"`.
+        rule: The rule, one sentence.
+        seen: What was seen instead.
+        contract: The sentence of `sandboxpool.abc` behind it.
+    """
+
+    def __init__(self, check: str, rule: str, seen: str, contract: str) -> None:
+        self.check = check
+        self.rule = rule
+        self.seen = seen
+        self.contract = contract
+        super().__init__(f"{rule}\n  seen: {seen}\n  contract: {contract}\n  check: {check}")
+
+
 # Tracebacks name what users import: `sandboxpool.PoolTimeoutError`, not the private module.
 for _name in __all__:
     globals()[_name].__module__ = "sandboxpool"
