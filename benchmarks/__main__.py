@@ -7,7 +7,7 @@ import importlib.metadata
 import platform
 from collections.abc import Callable
 
-from . import blocking, clone, http, pool, request
+from . import blocking, cache, clone, http, pool, request
 
 # Each measures one part of the library and prints its tables.
 PARTS: dict[str, Callable[[bool], object]] = {
@@ -15,6 +15,7 @@ PARTS: dict[str, Callable[[bool], object]] = {
     "clone": lambda quick: clone.main(),
     "request": request.run,
     "http": http.run,
+    "cache": cache.run,
     "blocking": blocking.run,
 }
 # Run unless others are named: that about code that blocks takes a quarter of an hour by itself.
@@ -27,6 +28,9 @@ _MEASURED = (
     "asyncpg",
     "sqlalchemy",
     "asyncio-connection-pool",
+    "redis",
+    "cachetools",
+    "aiocache",
 )
 
 

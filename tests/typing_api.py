@@ -208,3 +208,61 @@ errors: tuple[type[Exception], ...] = (
     sandboxpool.NoLeaseError,
     sandboxpool.ExecutionTimeoutError,
 )
+
+
+# --- a cache, and work at the same time -------------------------------------------------------
+
+
+async def number() -> int:
+    return 1
+
+
+async def text() -> str:
+    return ""
+
+
+async def use_cache(cache: sandboxpool.Cache) -> None:
+    assert_type(await cache.get_or_set("x", number), int)
+    assert_type(await cache.get_or_set("x", lambda: [1]), list[int])
+    assert_type(cache.blocking.get_or_set("x", lambda: "x"), str)
+    assert_type(await cache.incr("x"), int)
+    assert_type(await cache.request.get_or_set("x", text), str)
+    assert_type(cache.blocking.incr("x"), int)
+    assert_type(await cache.delete("x"), bool)
+    assert_type(cache.statistics(), sandboxpool.CacheStatistics)
+    await cache.get(3)  # type: ignore[arg-type]
+    await cache.set("x", 1, "5")  # type: ignore[arg-type]
+    sandboxpool.Cache(values="frosen")  # type: ignore[arg-type]
+
+
+async def use_concurrently() -> None:
+    assert_type(await sandboxpool.concurrently(number), tuple[int])
+    assert_type(await sandboxpool.concurrently(number, text), tuple[int, str])
+    assert_type(
+        await sandboxpool.concurrently(number, text, number, text, number, text),
+        tuple[int, str, int, str, int, str],
+    )
+    assert_type(await sandboxpool.concurrently(*[number, number]), tuple[int, ...])
+    assert_type(
+        await sandboxpool.concurrently(number, text, errors="collect", timeout=1, limit=2),
+        tuple[int | Exception, str | Exception],
+    )
+    assert_type(
+        await sandboxpool.concurrently(*[number], errors="collect"), tuple[int | Exception, ...]
+    )
+    await sandboxpool.concurrently(number())  # type: ignore[call-overload]
+    await sandboxpool.concurrently(make)  # type: ignore[arg-type]
+    await sandboxpool.concurrently(number, sandboxes="mine")  # type: ignore[call-overload]
+
+
+@sandboxed.every(60)
+async def tick(app: Any) -> None: ...
+
+
+@sandboxed.every(0.5, jitter=0, immediate=True, name="plain")
+def plain_tick(app: Starlette) -> int:
+    return 1
+
+
+assert_type(plain_tick(Starlette()), int)
+assert_type(sandboxed.ticks, tuple[sandboxpool.TickStatistics, ...])

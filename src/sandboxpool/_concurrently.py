@@ -374,31 +374,34 @@ class _Child(Visit):
         super().__init__(name, function)
         self._parent = parent
 
+    async def make(self, sandboxed: Any) -> Any:
+        """Have the function run, and note for as long that its parent waits for it."""
+        parents = self._parent.serving.parents
+        parents[self._parent.id] += 1
+        try:
+            return await super().make(sandboxed)
+        finally:
+            parents[self._parent.id] -= 1
+            if not parents[self._parent.id]:
+                del parents[self._parent.id]
+
     async def admit(self, pool: Pool[Sandbox]) -> Slot[Sandbox] | None:
         """Wait for a sandbox, unless that would be for ever.
 
         A request that waits for its children holds a sandbox meanwhile. When all sandboxes are
         held by such requests none of them comes free: so the one that would close this circle is
-        told, and with it ends one of them.
+        told, and with it ends one of them. (A child that runs is no such request, unless it has
+        children itself.)
         """
         runtime: Runtime = self._parent.serving
-        waiting = runtime.waiting_for_children
-        waiting[self._parent.id] += 1
-        try:
-            if (
-                len(runtime.in_flight) <= len(waiting)
-                and runtime.slots.in_use >= runtime.slots.max_size
-            ):
-                raise ChildDeadlockError(
-                    f"{self['path']} needs a sandbox, but all {runtime.slots.max_size} are held "
-                    "by requests that wait for sandboxes for their own children: raise max_size, "
-                    "let fewer requests do this at once, or use sandboxes='same'."
-                )
-            return await pool.wait()
-        finally:
-            waiting[self._parent.id] -= 1
-            if not waiting[self._parent.id]:
-                del waiting[self._parent.id]
+        slots, parents = runtime.slots, runtime.parents
+        if slots.in_use >= slots.max_size and all(lease in parents for lease in runtime.in_flight):
+            raise ChildDeadlockError(
+                f"{self['path']} needs a sandbox, but all {slots.max_size} are held by requests "
+                "that wait for sandboxes for their own children: raise max_size, let fewer "
+                "requests do this at once, or use sandboxes='same'."
+            )
+        return await pool.wait()
 
 
 async def _in_own_sandbox(

@@ -89,8 +89,8 @@ class Runtime:
         self.in_flight: dict[int, RequestLease] = {}
         self.running = Running()
         self.ticking = Ticking(self)
-        # How many of its children wait for a sandbox, by the lease of the request.
-        self.waiting_for_children: Counter[int] = Counter()
+        # How many children in sandboxes of their own a request waits for, by its lease.
+        self.parents: Counter[int] = Counter()
         self.interruption = self.loop.interruption
         self.pool = self._new_pool()
         self.slots = self.pool.slots

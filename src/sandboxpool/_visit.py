@@ -53,6 +53,8 @@ class Visit(dict[str, Any]):
     async def run(self, app: Any) -> Any:
         """Call the function; for the sandbox, in its place."""
         self._came = True
+        # A gateway, as for WSGI, stands for the app behind it.
+        app = getattr(app, "sandboxpool_visited", app)
         if self._offload:
             result = await anyio.to_thread.run_sync(self._function, app)
         else:

@@ -484,6 +484,22 @@ async def test_parents_that_hold_all_sandboxes() -> None:
     assert outcomes[0] == "told"
 
 
+async def test_children_with_children() -> None:
+    """A child that has children itself cannot end before them: that is seen, too."""
+
+    async def child() -> Any:
+        return await concurrently(partial(value, 1), sandboxes="own", errors="collect")
+
+    async def request() -> Any:
+        return await concurrently(child, sandboxes="own")
+
+    for size, kind in ((2, ChildDeadlockError), (3, int)):
+        async with requests(request, max_size=size, acquire_timeout=None) as app:
+            with anyio.fail_after(PATIENCE):
+                (result,) = (await Connection(app).run()).result[0]
+            assert type(result) is kind
+
+
 async def test_a_child_waits_its_turn() -> None:
     """While a request that will end holds a sandbox a child waits for it, as long as it may."""
     go_on = anyio.Event()

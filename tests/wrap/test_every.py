@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
+from flask import Flask
 from starlette.applications import Starlette
 from starlette.routing import Route
 
@@ -108,6 +109,27 @@ async def test_it_runs_where_its_sandbox_does(run_in: Any, kind: str) -> None:
         assert here == (run_in == "cooperative" or (run_in == "loop" and kind == "async"))
     assert len({note[-1] for note in notes.made}) == len(notes.made)
     assert template.state.user == "nobody"
+
+
+@pytest.mark.parametrize("run_in", ["loop", "thread"])
+async def test_wsgi(run_in: Any) -> None:
+    """For a WSGI app of a factory the function gets the app of its sandbox, which is reset."""
+
+    def make() -> Flask:
+        flask = Flask("shop")
+        flask.config["USER"] = "nobody"
+        return flask
+
+    wrapped, notes = wrap(make, factory=True, wsgi=True, run_in=run_in, max_size=1), Notes()
+
+    @wrapped.every(0.01)
+    def tick(flask: Any) -> None:
+        notes.note((type(flask), flask.config["USER"]))
+        flask.config["USER"] = "mine"
+
+    async with wrapped:
+        await notes.have(3)
+    assert set(notes.made) == {(Flask, "nobody")}
 
 
 async def test_a_shared_app_would_leak() -> None:

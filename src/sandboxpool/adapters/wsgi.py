@@ -48,10 +48,11 @@ class WSGIGateway:
 
     Attributes:
         wsgi_app: The WSGI app.
+        sandboxpool_visited: The same: what functions get that run in the sandbox.
     """
 
     def __init__(self, wsgi_app: WSGIApp, name: str, threads: WorkerThreads | None) -> None:
-        self.wsgi_app = wsgi_app
+        self.wsgi_app = self.sandboxpool_visited = wsgi_app
         self._name = name
         self._threads = threads
         self._run = _run_on_the_loop if threads is None else threads.run
