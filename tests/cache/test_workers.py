@@ -137,6 +137,34 @@ def test_another_worker_takes_over(port: int) -> None:
 
 
 @pytest.mark.slow
+def test_workers_keep_one_value_fresh(port: int) -> None:
+    """An interval is refreshed by one worker for all, and goes on when some of them are killed."""
+    cache = Cache("workers", store=redis_store(port))
+
+    def runs() -> int:
+        return int(cache.blocking.get("runs", 0))
+
+    def until(number: int) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while runs() < number:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    with workers(port, "asyncio", "trio", "asyncio") as made:
+        began = time.monotonic()
+        for worker in made:
+            worker.tell("interval rates 0.2")
+        assert int(made[0].hear()) >= 1
+        until(5)
+        # A value is fresh for 0.2 s, so no worker can refresh it before that is over.
+        assert runs() <= (time.monotonic() - began) / 0.2 + 1
+        for worker in made[:2]:
+            worker.process.kill()
+        until(runs() + 3)
+    cache.close()
+
+
+@pytest.mark.slow
 def test_counting_in_several_workers(port: int) -> None:
     """Workers that count up one number at once lose no count."""
     with workers(port, "asyncio", "trio", "asyncio") as made:

@@ -2,7 +2,8 @@
 A worker process that shares a cache over Redis: `python -m tests.cache.worker PORT BACKEND`.
 
 It reads commands, one a line, and answers each with one line when it is done:
-`get_or_set KEY SECONDS [fail]` with a resolver that says `begun` and takes so long, `incr KEY N`.
+`get_or_set KEY SECONDS [fail]` with a resolver that says `begun` and takes so long, `incr KEY N`,
+`interval KEY SECONDS` with a resolver that counts its runs under the key `runs`.
 """
 
 from __future__ import annotations
@@ -37,6 +38,11 @@ async def serve(cache: Cache, words: list[str]) -> None:
         for _ in range(int(rest[0])):
             await cache.incr(key)
         print("counted", flush=True)
+        return
+
+    if command == "interval":
+        cache.interval(key, float(rest[0]), lambda: cache.incr("runs"))
+        print(await cache.get(key), flush=True)
         return
 
     async def resolve() -> str:
