@@ -26,7 +26,7 @@ LAYERS: list[set[str]] = [
     {"_watchdog", "_monitor", "_stacks", "_app_options"},
     {"isolation", "leaks", "run", "adapters", "hooks", "_deferred"},
     {"_wrap", "_isolations", "_sandboxed", "_runtime", "_stats"}
-    | {"cache", "_concurrently", "_ticks"},
+    | {"cache", "_children", "_concurrently", "_ticks"},
     {""},  # `sandboxpool` itself, the public names
     {"check", "cli", "resources", "telemetry", "testing", "__main__"},
 ]
