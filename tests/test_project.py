@@ -21,7 +21,7 @@ PACKAGE = ROOT / "src" / "sandboxpool"
 # first name below `sandboxpool`; one that is missing here has no place yet: give it one.
 LAYERS: list[set[str]] = [
     {"abc", "_types", "_exceptions"},
-    {"_slots", "_options", "_factory", "_loop", "_loop_asyncio", "_loop_trio"},
+    {"_slots", "_options", "_factory", "_closers", "_loop", "_loop_asyncio", "_loop_trio"},
     {"_pool", "_lease", "_context", "_visit", "_lifespan", "_read_ahead", "_answers", "_load"},
     {"_watchdog", "_monitor", "_stacks", "_app_options"},
     {"isolation", "leaks", "run", "adapters", "hooks", "_deferred"},

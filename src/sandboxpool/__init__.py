@@ -20,12 +20,15 @@ from ._exceptions import CacheValueError as CacheValueError
 from ._exceptions import ChildDeadlockError as ChildDeadlockError
 from ._exceptions import ChildTimeoutError as ChildTimeoutError
 from ._exceptions import ConformanceError as ConformanceError
+from ._exceptions import ConnectionBusyError as ConnectionBusyError
+from ._exceptions import DeadlockError as DeadlockError
 from ._exceptions import ExecutionTimeoutError as ExecutionTimeoutError
 from ._exceptions import FactoryError as FactoryError
 from ._exceptions import LeaseEndedError as LeaseEndedError
 from ._exceptions import LifespanError as LifespanError
 from ._exceptions import LifespanShutdownError as LifespanShutdownError
 from ._exceptions import LifespanStartupError as LifespanStartupError
+from ._exceptions import ModuleIsolationError as ModuleIsolationError
 from ._exceptions import NestedAcquireError as NestedAcquireError
 from ._exceptions import NoLeaseError as NoLeaseError
 from ._exceptions import OptionError as OptionError
@@ -35,6 +38,7 @@ from ._exceptions import PoolExhaustedError as PoolExhaustedError
 from ._exceptions import PoolFullError as PoolFullError
 from ._exceptions import PoolNotOpenError as PoolNotOpenError
 from ._exceptions import PoolTimeoutError as PoolTimeoutError
+from ._exceptions import PrivateModuleError as PrivateModuleError
 from ._exceptions import SandboxPoolError as SandboxPoolError
 from ._exceptions import ThreadLimitError as ThreadLimitError
 from ._exceptions import WrongLoopError as WrongLoopError
@@ -71,6 +75,8 @@ __all__ = (
     "CacheValueError",
     "ChildDeadlockError",
     "ChildTimeoutError",
+    "ConnectionBusyError",
+    "DeadlockError",
     "ExecutionTimeoutError",
     "FactoryError",
     "FunctionFactory",
@@ -79,6 +85,7 @@ __all__ = (
     "LifespanError",
     "LifespanShutdownError",
     "LifespanStartupError",
+    "ModuleIsolationError",
     "NestedAcquireError",
     "NoLeaseError",
     "OptionError",
@@ -91,6 +98,7 @@ __all__ = (
     "PoolNotOpenError",
     "PoolStatistics",
     "PoolTimeoutError",
+    "PrivateModuleError",
     "RequestInFlight",
     "RequestLease",
     "SandboxPoolError",

@@ -62,6 +62,7 @@ class RequestLease:
         watched: Whether the watchdog knows of it.
         ended: Whether the lease is over.
         cut_off: The status to answer with, once it was told to stop; 0 until then.
+        interrupted: Whether the call of the app did not come to an end of its own.
     """
 
     # What hardly any request changes is a default of the class: one store less on each lease.
@@ -69,6 +70,7 @@ class RequestLease:
     slow_at = inf
     ended = False
     cut_off = 0
+    interrupted = False
     watched = False
     answered: str | None = None
     interruption: Any = None

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .abc import Holder
+    from .leaks._report import LeakReport
 
 __all__ = (
     "AppError",
@@ -26,12 +27,16 @@ __all__ = (
     "CacheValueError",
     "ChildDeadlockError",
     "ChildTimeoutError",
+    "ConnectionBusyError",
+    "DeadlockError",
     "ExecutionTimeoutError",
     "FactoryError",
+    "LeakError",
     "LeaseEndedError",
     "LifespanError",
     "LifespanShutdownError",
     "LifespanStartupError",
+    "ModuleIsolationError",
     "NestedAcquireError",
     "NoLeaseError",
     "OptionError",
@@ -41,6 +46,7 @@ __all__ = (
     "PoolFullError",
     "PoolNotOpenError",
     "PoolTimeoutError",
+    "PrivateModuleError",
     "SandboxPoolError",
     "ThreadLimitError",
     "WrongLoopError",
@@ -98,6 +104,22 @@ class PoolFullError(PoolExhaustedError):
     """As many callers as `max_waiting` allows were waiting already."""
 
 
+class DeadlockError(PoolError, RuntimeError):
+    """This wait could never have ended: whoever could end it waits for this caller.
+
+    Attributes:
+        chain: Who waits for which pool, and who holds it, up to where it closes.
+    """
+
+    def __init__(self, message: str, chain: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.chain = tuple(chain)
+
+
+class ConnectionBusyError(PoolError, RuntimeError):
+    """A connection is in the middle of something that must end before it can do this."""
+
+
 class FactoryError(PoolError):
     """A hook of the factory failed, and this caller was waiting for it.
 
@@ -127,6 +149,20 @@ class ThreadLimitError(SandboxPoolError, RuntimeError):
     """No further thread, or file descriptor for one, is to be had for a sandbox."""
 
 
+class LeakError(SandboxPoolError, RuntimeError):
+    """A request has left something behind, and `leaks="raise"` was asked for.
+
+    It is raised when the response is out.
+
+    Attributes:
+        report: What it has left behind.
+    """
+
+    def __init__(self, message: str, report: LeakReport) -> None:
+        super().__init__(message)
+        self.report = report
+
+
 class ExecutionTimeoutError(SandboxPoolError, TimeoutError):
     """A request ran longer than its execution timeout and was cut off after its response began."""
 
@@ -144,6 +180,14 @@ class AppTypeError(AppError, TypeError):
 
 class AppImportError(AppError, ImportError):
     """The import string given to `wrap()` names nothing that can be imported."""
+
+
+class ModuleIsolationError(AppError, RuntimeError):
+    """A module of the app can neither be executed for each sandbox nor be shared by all."""
+
+
+class PrivateModuleError(SandboxPoolError, AttributeError):
+    """A private module was asked for by code of no sandbox, or by one that has not imported it."""
 
 
 class LifespanError(SandboxPoolError, RuntimeError):

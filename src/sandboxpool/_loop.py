@@ -122,9 +122,11 @@ class Interruption(Protocol):
 
     Attributes:
         scope: Must be entered around it, if it is not `None`: Trio has no other way.
+        task: The task, of the backend's own kind.
     """
 
     scope: AbstractContextManager[Any] | None
+    task: Any
 
     def cancel(self) -> None:
         """Cancel, from any task of the loop. Calling it again repeats it."""

@@ -86,25 +86,25 @@ class AsyncioInterruption:
     the task as well; on 3.10 a second cancellation in the same instant is taken for ours.
     """
 
-    __slots__ = ("_before", "_requested", "_task")
+    __slots__ = ("_before", "_requested", "task")
 
     scope: AbstractContextManager[Any] | None = None
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         # With the loop given, it does not ask the kernel for the process id.
-        self._task = task = current_task(loop)
+        self.task = task = current_task(loop)
         self._requested = 0
         # Now, not when `cancel()` comes: by then others may have cancelled the task as well.
         self._before = task.cancelling() if _COUNTS_CANCELS and task is not None else 0
 
     def cancel(self) -> None:
-        task = self._task
+        task = self.task
         assert task is not None
         self._requested += 1
         task.cancel()
 
     def ended(self, error: BaseException | None) -> bool:
-        task = self._task
+        task = self.task
         assert task is not None
         others = False
         if _COUNTS_CANCELS:

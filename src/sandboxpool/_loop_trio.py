@@ -83,9 +83,10 @@ class TrioLoop:
 class TrioInterruption:
     """A cancel scope."""
 
-    __slots__ = ("_cancel_scope", "scope")
+    __slots__ = ("_cancel_scope", "scope", "task")
 
     def __init__(self) -> None:
+        self.task = trio.lowlevel.current_task()
         self._cancel_scope = trio.CancelScope()
         self.scope: AbstractContextManager[Any] | None = self._cancel_scope
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from ._app_options import AppOptions
+from ._closers import Closers
 from ._context import RequestLease
 from ._exceptions import PoolClosedError
 from ._loop import Background, Home, Loop, Wakeup, running_loop
@@ -107,6 +108,7 @@ class Runtime:
         self._opener: Background | None = None
         self._open_error: Exception | None = None
         self._closers: list[Wakeup] = []
+        self.closers = Closers()
         self._started = False
         self._last_ended: Wakeup | None = None
 
@@ -292,6 +294,8 @@ class Runtime:
                     if not in_time:  # it must not take the place of the cancellation
                         logger.error("%s did not stop in order: %s", self.options.name, error)
                 finally:
+                    # After the app, whose shutdown may still use them.
+                    await self.closers.close_all(self.options.name)
                     self.closed = True
                     for wakeup in self._closers:
                         wakeup.wake()

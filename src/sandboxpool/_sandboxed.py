@@ -359,9 +359,11 @@ class SandboxedApp:
         finally:
             # From here on there is nothing to cut off: it would hit what the server does next.
             lease.interruption = None
-            if (lease.cut_off or not whole) and slot.retire is None:
-                # Something of the call may still be there: a thread, a task it has started.
-                slot.retire = "expired" if lease.cut_off else "cancelled"
+            if lease.cut_off or not whole:
+                lease.interrupted = True
+                if slot.retire is None:
+                    # Something of the call may still be there: a thread, a task it has started.
+                    slot.retire = "expired" if lease.cut_off else "cancelled"
             try:
                 if lease.watched:
                     runtime.watchdog.ended(lease)

@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 
 from sandboxpool._exceptions import ThreadLimitError
+from sandboxpool._closers import Closers
 from sandboxpool._loop import Loop, Wakeup, running_loop
 from sandboxpool._stacks import is_waiting
 
@@ -41,6 +42,7 @@ class LoopThread:
 
     Attributes:
         loop: Its event loop, once it runs.
+        closers: What to close in it before it ends.
         thread: The thread.
         over: Whether the thread has come to its end, but for the last few lines.
     """
@@ -49,6 +51,7 @@ class LoopThread:
         self, name: str, backend: str, stack_size: int, ended: Callable[[LoopThread], None]
     ) -> None:
         self.loop: Loop | None = None
+        self.closers = Closers()
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.stack_size = stack_size
         self._backend = backend

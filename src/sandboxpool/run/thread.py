@@ -269,7 +269,10 @@ class ThreadFactory:
                 if isawaitable(pending):
                     await pending
         finally:
-            sandbox.thread.stop()
+            try:
+                await sandbox.thread.closers.close_all(self._name)
+            finally:
+                sandbox.thread.stop()
 
     # --- threads that do not stop -------------------------------------------------------------
 
