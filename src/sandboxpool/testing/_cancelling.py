@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from typing import Any, Literal
 
 import anyio
@@ -18,13 +18,13 @@ _AWAITS_AT_MOST = 200
 
 
 @attrs.define
-class Cancelled:
-    """What became of an operation that was cancelled at one of its awaits.
+class Moment:
+    """One await of an operation, at which it is cancelled.
 
     Attributes:
-        at: Which await it was, the first is 0.
+        at: Which await it is, the first is 0.
         how: By a cancel scope, or by `Task.cancel()` of asyncio.
-        hit: Whether it came to that await at all.
+        hit: Whether the operation came to that await at all.
         raised: Whether the cancellation came out again.
         error: What came out instead.
         value: What it returned.
@@ -41,6 +41,49 @@ class Cancelled:
         return (
             f"cancelled at await {self.at} ({'Task.cancel()' if self.how == 'task' else 'scope'})"
         )
+
+    async def cancel(self, operation: Callable[[], Awaitable[Any]]) -> None:
+        """Run an operation, and cancel it at this moment."""
+        if self.how == "task":
+            # A task of its own, for its cancellation must not reach the check's.
+            await asyncio.wait([asyncio.ensure_future(self._run(operation))])
+        else:
+            await self._run(operation)
+
+    async def _run(self, operation: Callable[[], Awaitable[Any]]) -> None:
+        scope = anyio.CancelScope()
+
+        def cancel() -> None:
+            self.hit = True
+            if self.how == "task":
+                task = asyncio.current_task()
+                assert task is not None
+                task.cancel()
+            else:
+                scope.cancel()
+
+        try:
+            with scope:
+                try:
+                    self.value = await _Steps(operation(), self.at, cancel)
+                except anyio.get_cancelled_exc_class():
+                    self.raised = True
+                    raise
+        except Exception as error:
+            self.error = error
+
+
+def every_moment() -> Iterator[Moment]:
+    """Yield one moment after the other, to cancel the same operation at each of its awaits.
+
+    Ends after the first one that the operation did not come to.
+    """
+    for how in ways():
+        for at in range(_AWAITS_AT_MOST):
+            moment = Moment(at, how)
+            yield moment
+            if not moment.hit:
+                break
 
 
 class _Steps:
@@ -84,51 +127,3 @@ def _sender(steps: Any, value: Any) -> Callable[[], Any]:
 def ways() -> tuple[How, ...]:
     """Return the ways in which a task can be cancelled on the running backend."""
     return ("scope", "task") if running_backend() == "asyncio" else ("scope",)
-
-
-async def cancelled_at(at: int, how: How, operation: Callable[[], Awaitable[Any]]) -> Cancelled:
-    """Run an operation, and cancel it at its await number *at*."""
-    outcome = Cancelled(at, how)
-    scope = anyio.CancelScope()
-
-    def cancel() -> None:
-        outcome.hit = True
-        if how == "task":
-            task = asyncio.current_task()
-            assert task is not None
-            task.cancel()
-        else:
-            scope.cancel()
-
-    async def run() -> None:
-        try:
-            with scope:
-                try:
-                    outcome.value = await _Steps(operation(), at, cancel)
-                except anyio.get_cancelled_exc_class():
-                    outcome.raised = True
-                    raise
-        except Exception as error:
-            outcome.error = error
-
-    if how == "task":
-        # A task of its own, for its cancellation must not reach the check's.
-        await asyncio.wait([asyncio.ensure_future(run())])
-    else:
-        await run()
-    return outcome
-
-
-async def every_cancellation(
-    operation: Callable[[], Awaitable[Any]],
-) -> AsyncIterator[Cancelled]:
-    """Run an operation again and again, cancelled one await later each time.
-
-    Ends after the first run that came to its end before it was cancelled.
-    """
-    for how in ways():
-        for at in range(_AWAITS_AT_MOST):
-            outcome = await cancelled_at(at, how, operation)
-            yield outcome
-            if not outcome.hit:
-                break

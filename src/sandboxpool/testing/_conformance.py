@@ -79,6 +79,11 @@ class Conformance:
 
     patience: ClassVar[float] = 10.0
 
+    @property
+    def short_while(self) -> float:
+        """Seconds for what should take no time: a part of the patience of the whole check."""
+        return self.patience / 4
+
     @classmethod
     def names(cls) -> Iterator[str]:
         """Yield the names of the checks, in the order in which they are written."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from typing import Any
 
 import anyio
 
 from sandboxpool._exceptions import FactoryError, NestedAcquireError, PoolClosedError
+from sandboxpool.abc import Pool
 
-from ._cancelling import every_cancellation
+from ._cancelling import every_moment
 from ._conformance import check, expect, passes, settle, until
 from ._pool_leases import PoolLeases
 from ._pool_probe import (
@@ -62,10 +64,12 @@ class PoolConformance(PoolLeases):
 
         Contract: "Make an item that was used as good as new."
         """
-        factory, done, finished = ProbeFactory(), anyio.Event(), False
+        factory, done = ProbeFactory(), anyio.Event()
+        began = finished = False
 
         async def reset() -> None:
-            nonlocal finished
+            nonlocal began, finished
+            began = True
             await done.wait()
             finished = True
 
@@ -74,7 +78,7 @@ class PoolConformance(PoolLeases):
             holder = await self.start(tasks, Caller(pool))
             holder.leave.set()
             following = await self.start(tasks, Caller(pool))
-            early = following.item is not None and not finished
+            early = following.item is not None and began and not finished
             done.set()
             following.leave.set()
             await following.over.wait()
@@ -171,7 +175,7 @@ class PoolConformance(PoolLeases):
             async with anyio.create_task_group() as tasks:
                 for caller in callers:
                     tasks.start_soon(caller)
-                with anyio.move_on_after(2):
+                with anyio.move_on_after(self.short_while):
                     for caller in callers:
                         await caller.over.wait()
                 asleep = sum(not caller.over.is_set() for caller in callers)
@@ -340,7 +344,7 @@ class PoolConformance(PoolLeases):
             await self.start(tasks, Caller(pool))
             waiter = await self.start(tasks, Caller(pool))
             await pool.resize(max_size=2)
-            with anyio.move_on_after(1):
+            with anyio.move_on_after(self.short_while):
                 await waiter.entered.wait()
             served = waiter.item is not None
             tasks.cancel_scope.cancel()
@@ -362,7 +366,7 @@ class PoolConformance(PoolLeases):
                 for caller in callers:
                     caller.leave.set()
             expect(not lost, f"{lost} items were destroyed while they were in use")
-            with anyio.move_on_after(1) as limit:
+            with anyio.move_on_after(self.short_while) as limit:
                 await until(lambda: len(factory.alive) <= 1)
             expect(
                 not limit.cancelled_caught, f"with max_size=1, {len(factory.alive)} items are left"
@@ -386,7 +390,7 @@ class PoolConformance(PoolLeases):
                 await settle()
                 expect(idle.destroyed, "the idle item is still there")
                 expect(not held.destroyed, "an item on lease was destroyed")
-            with anyio.move_on_after(1) as limit:
+            with anyio.move_on_after(self.short_while) as limit:
                 await until(lambda: held.destroyed)
             expect(not limit.cancelled_caught, "the item on lease stayed when it came back")
             expect(await pool.drain(1.0), "it says that old items are left, and there are none")
@@ -404,7 +408,7 @@ class PoolConformance(PoolLeases):
                 holder = await self.start(tasks, Caller(pool))
                 waiters = [await self.start(tasks, Caller(pool)) for _ in range(3)]
                 tasks.start_soon(pool.aclose)
-                with anyio.move_on_after(1):
+                with anyio.move_on_after(self.short_while):
                     for waiter in waiters:
                         await waiter.over.wait()
                 told = [type(waiter.error) for waiter in waiters]
@@ -453,11 +457,11 @@ class PoolConformance(PoolLeases):
         async with self.pool(factory) as pool:
             async with anyio.create_task_group() as tasks:
                 await self.start(tasks, Caller(pool))
-                with anyio.move_on_after(2) as limit:
+                with anyio.move_on_after(self.short_while) as limit:
                     await pool.aclose(_SOON)
                 left = len(factory.alive)
                 tasks.cancel_scope.cancel()
-            expect(not limit.cancelled_caught, f"it still waits 2 s after timeout={_SOON}")
+            expect(not limit.cancelled_caught, f"it still waits long after timeout={_SOON}")
             expect(not left, f"{left} item is left")
 
     @check
@@ -478,10 +482,10 @@ class PoolConformance(PoolLeases):
                 holder = await self.start(tasks, Caller(pool))
                 for number in range(2):
                     tasks.start_soon(close, number)
-                await settle()
-                early = list(over)
+                    await settle()
+                early = over == [1]
                 holder.leave.set()
-            expect(not early, "one of two calls has returned, and an item is still on lease")
+            expect(not early, "the second call has returned, and the first one still waits")
             await pool.aclose()
 
     @check
@@ -493,19 +497,19 @@ class PoolConformance(PoolLeases):
         factory = ProbeFactory()
         factory.on_destroy = lambda item: passes(2)
 
-        async def operation() -> None:
-            async with self.pool(factory, 2) as pool:
-                async with pool.lease(), pool.lease():
-                    pass
-                await settle()
-                ready.set()
-                await pool.aclose()
+        async def pool_with_two_idle() -> Pool[Any]:
+            pool = await self.make_pool(factory, max_size=2, acquire_timeout=5.0)
+            async with pool.lease(), pool.lease():
+                pass
+            await settle()
+            return pool
 
-        ready = anyio.Event()
-        async for outcome in every_cancellation(operation):
-            with anyio.move_on_after(1):
+        for moment in every_moment():
+            pool = await pool_with_two_idle()
+            await moment.cancel(pool.aclose)
+            with anyio.move_on_after(self.short_while):
                 await until(lambda: not factory.alive)
-            expect(not factory.alive, f"{outcome}, {len(factory.alive)} items were never destroyed")
+            expect(not factory.alive, f"{moment}, {len(factory.alive)} items were never destroyed")
 
     @check
     async def test_destroyed_exactly_once(self) -> None:
@@ -529,12 +533,18 @@ class PoolConformance(PoolLeases):
                 await pool.resize(max_size=2)
                 for caller in callers:
                     caller.leave.set()
-            unfinished = Caller(pool)
+            await pool.drain(1)
+            go_on = anyio.Event()
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(unfinished)
-                await passes(1)
-                await pool.aclose(0)
-                unfinished.leave.set()
+                cut_off = await self.start(tasks, Caller(pool))
+                factory.on_create = go_on.wait
+                unfinished = await self.start(tasks, Caller(pool))
+                tasks.start_soon(pool.aclose, 0)
+                await settle()
+                go_on.set()
+                await settle()
+                cut_off.leave.set()
+                unfinished.scope.cancel()
             await settle()
         wrong = [
             f"{item} was destroyed {item.destroyed} times"

@@ -16,7 +16,7 @@ from sandboxpool._exceptions import (
 )
 from sandboxpool.abc import Factory, Pool
 
-from ._cancelling import every_cancellation
+from ._cancelling import every_moment
 from ._conformance import Conformance, check, expect, leave_out, passes, settle, until
 from ._pool_probe import Caller, Item, ProbeFactory, is_whole, use
 
@@ -24,7 +24,7 @@ F = TypeVar("F", bound=ProbeFactory)
 
 _HAND_OFF_PASSES = 9
 _SOON = 0.02  # seconds; for waits that are meant to run out
-_LONG = 0.15  # seconds; for those that are not, and are looked at only at the end
+_LONG = 0.06  # seconds; for those that are not, and are looked at only at the end
 
 
 class PoolLeases(Conformance):
@@ -80,7 +80,7 @@ class PoolLeases(Conformance):
             async with pool.lease() as first:
                 pass
             await settle()
-            with anyio.move_on_after(1) as limit:
+            with anyio.move_on_after(self.short_while) as limit:
                 async with pool.lease() as second:
                     expect(first is second, f"the idle {first} was left alone for {second}")
             expect(not limit.cancelled_caught, "with an item idle, a lease has waited")
@@ -187,8 +187,9 @@ class PoolLeases(Conformance):
                 await passes(1)
 
         async with self.pool(factory, 2) as pool:
-            async for outcome in every_cancellation(operation):
-                await is_whole(pool, 2, f"{outcome}, ")
+            for moment in every_moment():
+                await moment.cancel(operation)
+                await is_whole(pool, 2, f"{moment}, ")
 
     @check
     async def test_cancellation_is_raised(self) -> None:
@@ -201,7 +202,7 @@ class PoolLeases(Conformance):
             holder = await self.start(tasks, Caller(pool))
             waiter = await self.start(tasks, Caller(pool))
             waiter.scope.cancel()
-            with anyio.move_on_after(1):
+            with anyio.move_on_after(self.short_while):
                 await waiter.over.wait()
             expect(waiter.cancelled, f"it ended with {waiter.item or waiter.error} instead")
             holder.leave.set()
@@ -226,10 +227,12 @@ class PoolLeases(Conformance):
                             act()
                             await passes(count)
                         waiter.leave.set()
-                        with anyio.move_on_after(0.5):
+                        with anyio.move_on_after(self.short_while):
                             await following.entered.wait()
                         served = following.item is not None
-                        tasks.cancel_scope.cancel()
+                        following.leave.set()
+                        if not served:
+                            following.scope.cancel()
                     first, then = (
                         ("released", "cancelled") if release_first else ("cancelled", "released")
                     )
@@ -265,10 +268,12 @@ class PoolLeases(Conformance):
         async with self.pool(factory) as pool, anyio.create_task_group() as tasks:
             holder = await self.start(tasks, Caller(pool))
             holder.leave.set()
-            with anyio.move_on_after(0.5):
-                await holder.over.wait()
-            left = holder.over.is_set()
-            done.set()
+            try:
+                with anyio.move_on_after(self.short_while):
+                    await holder.over.wait()
+                left = holder.over.is_set()
+            finally:
+                done.set()
             expect(left, "it waits for the reset of its item")
 
     @check
@@ -277,15 +282,14 @@ class PoolLeases(Conformance):
 
         Contract: "Return a context manager that holds an item while it is entered."
         """
-        error = ValueError("of the body")
+        error, raised = ValueError("of the body"), None
         async with self.pool(ProbeFactory()) as pool:
             try:
                 async with pool.lease():
                     raise error
-            except ValueError as raised:
-                expect(raised is error, f"another error came out: {raised!r}")
-            else:
-                expect(False, "the error was swallowed")
+            except ValueError as out:
+                raised = out
+            expect(raised is error, f"what came out is {raised!r}")
             await is_whole(pool, 1)
 
     # --- limits -------------------------------------------------------------------------------
@@ -312,7 +316,7 @@ class PoolLeases(Conformance):
             async with anyio.create_task_group() as tasks:
                 holder = await self.start(tasks, Caller(pool))
                 waiter = await self.start(tasks, Caller(pool, **lease_options))
-                with anyio.move_on_after(1):
+                with anyio.move_on_after(self.short_while):
                     await waiter.over.wait()
                 waiter.scope.cancel()
                 holder.leave.set()

@@ -193,7 +193,7 @@ async def is_whole(pool: Pool[Item], size: int, when: str = "") -> None:
     async with AsyncExitStack() as stack:
         for held in range(size):
             try:
-                await stack.enter_async_context(use(pool, timeout=0.5))
+                await stack.enter_async_context(use(pool, timeout=0.1))
             except TimeoutError:
                 expect(False, f"{when}only {held} of {size} items can be leased: the rest is lost")
     await settle()
@@ -202,7 +202,7 @@ async def is_whole(pool: Pool[Item], size: int, when: str = "") -> None:
 async def is_closed(pool: Pool[Item]) -> None:
     """Find out whether a pool refuses leases."""
     try:
-        async with pool.lease(timeout=0.5):
+        async with pool.lease(timeout=0.1):
             pass
     except PoolClosedError:
         return
