@@ -10,4 +10,6 @@ from __future__ import annotations
 from ._conformance import Conformance as Conformance
 from ._conformance import broken_rules as broken_rules
 from ._conformance import check_conformance as check_conformance
+from ._context_store import ContextStoreConformance as ContextStoreConformance
 from ._pool import PoolConformance as PoolConformance
+from ._watchdog import WatchdogConformance as WatchdogConformance

@@ -91,7 +91,7 @@ class Conformance:
         for base in reversed(cls.__mro__):
             for name in vars(base):
                 method = getattr(cls, name)
-                if name not in seen and getattr(method, "__sandboxpool_check__", False):
+                if name not in seen and getattr(method, "__sandboxpool_check__", None) is True:
                     seen.add(name)
                     yield name
 
