@@ -431,17 +431,33 @@ def test_wrong_functions_are_refused() -> None:
 
 
 async def test_closed_and_opened_again(lines: Lines) -> None:
-    """After it was closed, the next use opens it again, and the figures go on."""
+    """After it was closed, the next use opens it again, and counts anew."""
     resource = lines.resource()
     async with resource.connection():
         pass
     await resource.aclose(None)
+    assert resource.statistics().uses == 1
     async with resource.connection():
         pass
-    assert resource.statistics().uses == 2
+    assert resource.statistics().uses == 1
     await resource.aclose(None)
     assert lines.closed == lines.opened
     assert resource.statistics().loops == 0
+
+
+async def test_opened_before_the_first_request(lines: Lines) -> None:
+    """A resource that the app's start used already is closed with the app all the same."""
+    resource = lines.resource()
+
+    async def handle(path: str) -> None:
+        async with resource.connection():
+            pass
+
+    async with serving(handle) as app:
+        async with resource.connection():
+            pass
+        await ask(app)
+    assert lines.closed == lines.opened != []
 
 
 async def test_two_apps_share_it(lines: Lines) -> None:

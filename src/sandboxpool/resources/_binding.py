@@ -37,6 +37,7 @@ class Binding:
         """Return what a request has of a pool."""
         binding = here.bindings.get(lease)
         if binding is None:
+            here.shared.adopt(here, lease)
             binding = cls(here, lease)
             lease.context.defer(binding.end)
             here.bindings[lease] = binding

@@ -96,7 +96,7 @@ class Borrow(Generic[T]):
         shared = self._shared
         here = shared.last
         if here is None or here.closed or not here.is_here() or not here._opened:
-            here = await shared.enter(lease)
+            here = await shared.enter()
         if lease is not None:
             if lease.ended:
                 lease.check_open()

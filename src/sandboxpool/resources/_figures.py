@@ -77,6 +77,8 @@ class Metric:
 class ResourceStatistics:
     """What a resource has and has done, in all event loops of this process.
 
+    Counting begins anew when it is opened while no event loop has a pool of it.
+
     Attributes:
         name: Its name.
         min_size: Connections that each loop's pool keeps.

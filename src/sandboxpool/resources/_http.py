@@ -128,10 +128,11 @@ class HttpResource:
                 "to a wrapped app. Use `async with ....client()`."
             )
         lease.check_open()
-        here = self._shared.here() or await self._shared.enter(lease)
+        here = self._shared.here() or await self._shared.enter()
         clients: dict[RequestLease, httpx.AsyncClient] = here.extras.setdefault("clients", {})
         client = clients.get(lease)
         if client is None:
+            self._shared.adopt(here, lease)
             client = clients[lease] = self._make(here, lease)
             lease.context.defer(_end, clients, lease)
         return client
@@ -153,11 +154,11 @@ class HttpResource:
 
     async def open(self) -> None:
         """Open it in the running event loop; nothing is connected yet."""
-        await self._shared.enter(None)
+        await self._shared.enter()
 
     async def open_for(self, owner: Any) -> None:
         """Open it for an app, which closes it when it ends."""
-        here = await self._shared.enter(None)
+        here = await self._shared.enter()
         self._shared.own(here, owner)
 
     async def aclose(self, timeout: float | None = 0) -> None:
@@ -190,7 +191,7 @@ class Lent:
 
     async def __aenter__(self) -> httpx.AsyncClient:
         shared = self._resource._shared
-        here = shared.here() or await shared.enter(current.get())
+        here = shared.here() or await shared.enter()
         self._client = self._resource._make(here, current.get())
         return self._client
 

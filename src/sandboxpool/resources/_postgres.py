@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+if TYPE_CHECKING:
+    from ._member import Member
+
+_STOPS_WITHIN = 1.0
+
 RESET = (
     "RESET SESSION AUTHORIZATION; RESET ROLE; CLOSE ALL; UNLISTEN *; RESET ALL; "
     "SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES; "
@@ -22,3 +33,33 @@ MAX_CONNECTIONS = (
     "coalesce(pg_catalog.current_setting('reserved_connections', true), '0')::int"
 )
 """How many connections the server takes, and how many of them only superusers get."""
+
+
+async def stop_psycopg(connection: Any, member: Member) -> None:
+    """End what still runs on a connection of psycopg, so that it can be closed.
+
+    Whoever runs it waits for the socket in the event loop. Closed under them, its number would be
+    given to the next connection, and the two would be taken for each other.
+    """
+    if not member.running or connection.closed:
+        return
+    try:
+        await connection.cancel_safe(timeout=_STOPS_WITHIN)
+    except Exception:
+        pass  # the server cannot be asked: it finds the connection gone
+    with anyio.move_on_after(_STOPS_WITHIN):
+        await _idle(member)
+    if member.running and not connection.closed:
+        # Whoever reads gets the end of the stream.
+        with socket.socket(fileno=os.dup(connection.pgconn.socket)) as sock:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # it is that far already
+        with anyio.move_on_after(_STOPS_WITHIN):
+            await _idle(member)
+
+
+async def _idle(member: Member) -> None:
+    while member.running:  # noqa: ASYNC110 - it is hardly ever more than a pass of the loop
+        await anyio.sleep(0.005)

@@ -13,7 +13,7 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.sql import Composable
 
 from ._member import Driver, Member
-from ._postgres import MAX_CONNECTIONS, RESET
+from ._postgres import MAX_CONNECTIONS, RESET, stop_psycopg
 from ._resource import code_of
 from ._sql import Effect, effect_of
 
@@ -129,6 +129,7 @@ class PsycopgDriver(Driver[AsyncConnection]):
         member.extra = poll, _attributes(connection)
 
     async def close(self, member: Member) -> None:
+        await stop_psycopg(member.connection, member)
         await member.connection.close()
 
     def alive(self, member: Member) -> bool:

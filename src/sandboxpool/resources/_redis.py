@@ -35,6 +35,10 @@ _STATEFUL = frozenset(
         "SYNC",
     )
 )
+_HARMLESS = frozenset(
+    f"CLIENT {word}"
+    for word in ("ID", "INFO", "LIST", "GETNAME", "GETREDIR", "KILL", "UNBLOCK", "TRACKINGINFO")
+)
 _BUSY_FOR = 30.0  # seconds to wait for another task that has the connection, unless told otherwise
 
 
@@ -149,14 +153,19 @@ def tracked(connection_class: type[Any], member: Member) -> type[Any]:
                 raise
 
     def note(command: Any) -> None:
-        name = command[0]
-        if isinstance(name, bytes):
-            name = name.decode("ascii", "replace")
-        if str(name).upper().partition(" ")[0] in _STATEFUL:
-            member.effect = 1
+        name = _text(command[0])
+        if name.partition(" ")[0] in _STATEFUL:
+            if name == "CLIENT" and len(command) > 1:
+                name = f"CLIENT {_text(command[1])}"
+            if name not in _HARMLESS:
+                member.effect = 1
 
     Connection.__name__ = Connection.__qualname__ = connection_class.__name__
     return Connection
+
+
+def _text(word: Any) -> str:
+    return (word.decode("ascii", "replace") if isinstance(word, bytes) else str(word)).upper()
 
 
 class BorrowedRedis(Redis):

@@ -268,7 +268,7 @@ class Resource(Generic[T]):
             )
         if lease.ended:
             lease.check_open()
-        here = shared.here() or await shared.enter(lease)
+        here = shared.here() or await shared.enter()
         binding = here.bindings.get(lease) or Binding.of(here, lease)
         own = binding.own
         if own is None or not here.driver.alive(own.member):  # type: ignore[arg-type] # it has one

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from threading import get_ident
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
@@ -47,20 +47,23 @@ class Shared:
         self.idle_warning = idle_warning
         self.pool_options = dict(pool_options)
         self.quota = Quota(self.max_size)
-        self.create_time, self.wait_time, self.use_time = Durations(), Durations(), Durations()
-        self.wait_counts = self.wait_time.counts
-        self.timeouts = self.held_idle = self.deadlocks = 0
         self.last: Here | None = None
         self._heres: dict[int, Here] = {}
         self._changing = threading.Lock()
-        # Of pools that were closed: what they have counted is not lost with them.
-        self._past = {"uses": 0, "opened": 0, "open_failures": 0}
-        self._past_retired: dict[str, int] = {}
+        self._begin_counting()
         Pool(_NoFactory(), name=name, **pool_options)  # so that a wrong option is refused here
         all_shared.add(self)
 
+    def _begin_counting(self) -> None:
+        self.create_time, self.wait_time, self.use_time = Durations(), Durations(), Durations()
+        self.wait_counts = self.wait_time.counts
+        self.timeouts = self.held_idle = self.deadlocks = 0
+        # Of pools that were closed: what they have counted is not lost with them.
+        self._past = {"uses": 0, "opened": 0, "open_failures": 0}
+        self._past_retired: dict[str, int] = {}
+
     @classmethod
-    def declared(cls, key: object, make: Any) -> Shared:
+    def declared(cls, key: object, make: Callable[[], Shared]) -> Shared:
         """Return what was declared under *key* and is still in use, or a new one."""
         with _registering:
             shared = _registry.get(key)
@@ -93,24 +96,24 @@ class Shared:
         here = self._heres.get(get_ident())
         return here if here is not None and here.is_here() and not here.closed else None
 
-    async def enter(self, lease: RequestLease | None) -> Here:
-        """Return the pool of the running loop, opened; the app of *lease* will close it."""
+    async def enter(self) -> Here:
+        """Return the pool of the running loop, opened."""
         here = self.here()
         if here is None:
-            _ = self.heres  # drops those of loops that have ended
+            others = self.heres
             with self._changing:
+                if not others:
+                    self._begin_counting()  # the app starts anew
                 old = self._heres.get(get_ident())
                 if old is not None:
                     self._forget(get_ident(), old)
                 here = self._heres[get_ident()] = Here(self)
         await here.open()
         await here.fill(self.min_size)
-        if lease is not None:
-            self._adopt(here, lease)
         self.last = here
         return here
 
-    def _adopt(self, here: Here, lease: RequestLease) -> None:
+    def adopt(self, here: Here, lease: RequestLease) -> None:
         """Have the app of a request close the pool when the app ends."""
         serving = lease.serving
         owner = serving

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_e
 from sqlalchemy.pool import NullPool
 
 from ._member import Driver, Member
-from ._postgres import MAX_CONNECTIONS, RESET
+from ._postgres import MAX_CONNECTIONS, RESET, stop_psycopg
 from ._resource import code_of
 from ._sql import Effect, effect_of
 
@@ -65,7 +65,10 @@ class SqlalchemyDriver(Driver[AsyncSession]):
 
     async def close(self, member: Member) -> None:
         session, member.extra = member.extra, None
-        if member.running:
+        if member.running and not member.connection.invalidated:
+            if self.engine.dialect.driver.startswith("psycopg"):
+                raw = _sync(member.connection).connection.driver_connection
+                await stop_psycopg(raw, member)
             await member.connection.invalidate()
         try:
             if session is not None:
