@@ -24,6 +24,7 @@ from ._exceptions import ConnectionBusyError as ConnectionBusyError
 from ._exceptions import DeadlockError as DeadlockError
 from ._exceptions import ExecutionTimeoutError as ExecutionTimeoutError
 from ._exceptions import FactoryError as FactoryError
+from ._exceptions import LeakError as LeakError
 from ._exceptions import LeaseEndedError as LeaseEndedError
 from ._exceptions import LifespanError as LifespanError
 from ._exceptions import LifespanShutdownError as LifespanShutdownError
@@ -43,10 +44,13 @@ from ._exceptions import SandboxPoolError as SandboxPoolError
 from ._exceptions import ThreadLimitError as ThreadLimitError
 from ._exceptions import WrongLoopError as WrongLoopError
 from ._factory import FunctionFactory as FunctionFactory
+from ._leak_report import Leak as Leak
+from ._leak_report import LeakReport as LeakReport
 from ._lease import PoolLease as PoolLease
 from ._pool import Pool as Pool
 from ._sandboxed import SandboxedApp as SandboxedApp
 from ._stats import AppStatistics as AppStatistics
+from ._stats import LeakStatistics as LeakStatistics
 from ._stats import RequestInFlight as RequestInFlight
 from ._stats import stats_route as stats_route
 from ._ticks import TickStatistics as TickStatistics
@@ -63,7 +67,6 @@ __all__ = (
     "AppImportError",
     "AppStatistics",
     "AppTypeError",
-    "ConformanceError",
     "Cache",
     "CacheClosedError",
     "CacheCycleError",
@@ -75,12 +78,17 @@ __all__ = (
     "CacheValueError",
     "ChildDeadlockError",
     "ChildTimeoutError",
+    "ConformanceError",
     "ConnectionBusyError",
     "DeadlockError",
     "ExecutionTimeoutError",
     "FactoryError",
     "FunctionFactory",
     "Holder",
+    "Leak",
+    "LeakError",
+    "LeakReport",
+    "LeakStatistics",
     "LeaseEndedError",
     "LifespanError",
     "LifespanShutdownError",

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ._leak_report import LeakReport
     from .abc import Holder
-    from .leaks._report import LeakReport
 
 __all__ = (
     "AppError",

@@ -14,8 +14,20 @@ from ._exceptions import AppImportError, AppTypeError
 _WSGI_CLASSES = frozenset({("flask.app", "Flask"), ("django.core.handlers.wsgi", "WSGIHandler")})
 
 
-def load(app: object, *, factory: bool, wsgi: bool = False) -> tuple[Any, str]:
+def load(
+    app: object,
+    *,
+    factory: bool,
+    wsgi: bool = False,
+    import_module: Callable[[str], Any] = importlib.import_module,
+) -> tuple[Any, str]:
     """Resolve import strings and check that *app* is what `factory` and `wsgi` say it is.
+
+    Args:
+        app: The app, a function that makes it, or an import string for either.
+        factory: Whether it is such a function.
+        wsgi: Whether the app is a WSGI app.
+        import_module: Returns the module of an import string.
 
     Returns:
         The app, or the factory of one, and a name for it.
@@ -26,7 +38,7 @@ def load(app: object, *, factory: bool, wsgi: bool = False) -> tuple[Any, str]:
     """
     name = _name(app)
     if isinstance(app, str):
-        app = import_string(app)
+        app = import_string(app, import_module)
     if factory:
         _check_factory(app, name, wsgi=wsgi)
     else:
@@ -34,7 +46,7 @@ def load(app: object, *, factory: bool, wsgi: bool = False) -> tuple[Any, str]:
     return app, name
 
 
-def import_string(text: str) -> Any:
+def import_string(text: str, import_module: Callable[[str], Any] = importlib.import_module) -> Any:
     """Return what `"module:attribute"` names; the attribute may be dotted.
 
     Raises:
@@ -48,7 +60,7 @@ def import_string(text: str) -> Any:
             'like "shop.main:app".'
         )
     try:
-        module = importlib.import_module(module_name)
+        module = import_module(module_name)
     except ModuleNotFoundError as error:
         # Of the module itself or a parent, not of something that the module imports.
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):

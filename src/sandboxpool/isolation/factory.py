@@ -28,15 +28,24 @@ __all__ = ("AppFactory",)
 
 
 @attrs.define(eq=False)
-class _Product:
-    """What one call of the factory function gave."""
+class Product:
+    """What one call of the factory function gave.
+
+    Attributes:
+        app: The app.
+        make: The function that made it.
+        lifespan: Its own lifespan, if that runs.
+        modules: What it was executed from, if its modules are private.
+    """
 
     app: Any
+    make: Any
     lifespan: Lifespan | None = None
+    modules: Any = None
 
 
 @attrs.define(eq=False)
-class _Life:
+class Life:
     """What a factory has in one event loop.
 
     Attributes:
@@ -50,9 +59,9 @@ class _Life:
     """
 
     owner: AppFactory
-    products: dict[AppSandbox, _Product] = attrs.field(factory=dict)
-    first: _Product | None = None
-    spare: _Product | None = None
+    products: dict[AppSandbox, Product] = attrs.field(factory=dict)
+    first: Product | None = None
+    spare: Product | None = None
     state: Mapping[str, Any] = attrs.field(factory=dict)
     from_lifespan: dict[str, Any] = attrs.field(factory=dict)
     globals: dict[int, Any] = attrs.field(factory=dict)
@@ -125,7 +134,7 @@ class AppFactory:
             lifespan=lifespan, reset=reset, keep=keep, share=share, middleware=middleware or {}
         )
         self._mode = lifespan
-        self._lives = PerLoop(lambda: _Life(self), _Life.release)
+        self._lives = PerLoop(lambda: Life(self), Life.release)
         self._checked = False
 
     def __repr__(self) -> str:
@@ -150,9 +159,8 @@ class AppFactory:
         product = await self._make()
         state = _state_dict(product.app)
         before = dict(state or {})
-        product.lifespan = Lifespan(product.app, name=self.name)
-        await product.lifespan.startup()
-        life.state = product.lifespan.state
+        lifespan = await self._start(product)
+        life.state = lifespan.state
         life.from_lifespan = {
             key: value
             for key, value in (_state_dict(product.app) or {}).items()
@@ -172,14 +180,34 @@ class AppFactory:
             return
         life.release()
         if life.first is not None and life.first.lifespan is not None:
-            await life.first.lifespan.shutdown()
+            try:
+                await life.first.lifespan.shutdown()
+            finally:
+                self._discard(life.first)
         life.failures.raise_any(self.name)
 
-    async def _make(self) -> _Product:
-        made: Any = self.make()
+    async def _start(self, product: Product) -> Lifespan:
+        """Run the lifespan of a product."""
+        product.lifespan = Lifespan(product.app, name=self.name)
+        try:
+            await product.lifespan.startup()
+        except BaseException:
+            self._discard(product)
+            raise
+        return product.lifespan
+
+    def _discard(self, product: Product) -> None:
+        """Give up what a product was made from, once it has ended or failed."""
+
+    async def _make(self) -> Product:
+        return await self._call(self.make)
+
+    async def _call(self, make: Any) -> Product:
+        """Return what a factory function makes, checked."""
+        made: Any = make()
         if inspect.isawaitable(made):
             made = await made
-        shown = getattr(self.make, "__qualname__", repr(self.make))
+        shown = getattr(make, "__qualname__", repr(make))
         if made is None or isinstance(made, type) or not callable(made):
             raise AppTypeError(
                 f"the factory {shown} returned {made!r}, which is not an ASGI app: "
@@ -201,9 +229,9 @@ class AppFactory:
                 f"the factory {shown} returned the same {type(made).__name__} twice: "
                 "build a new app in every call, or wrap the app itself instead."
             )
-        return _Product(made)
+        return Product(made, make)
 
-    def _in_use(self) -> Iterator[_Product]:
+    def _in_use(self) -> Iterator[Product]:
         for life in self._lives.all():
             yield from tuple(life.products.values())
             if life.first is not None:
@@ -218,11 +246,11 @@ class AppFactory:
         """
         return await self.create_in(self._lives.here())
 
-    def life(self) -> _Life:
+    def life(self) -> Life:
         """Return what `create_in()` needs to make sandboxes for this event loop in another one."""
         return self._lives.here()
 
-    async def create_in(self, life: _Life) -> AppSandbox:
+    async def create_in(self, life: Life) -> AppSandbox:
         """Return a sandbox for the event loop of *life*, which may run in another thread.
 
         The factory function and a lifespan of the product run in the loop that runs here.
@@ -232,8 +260,7 @@ class AppFactory:
         if product is None:
             product = await self._make()
             if self._mode == "each":
-                product.lifespan = Lifespan(product.app, name=self.name)
-                await product.lifespan.startup()
+                await self._start(product)
             elif life.from_lifespan:
                 state = _state_dict(product.app)
                 if state is not None:
@@ -241,20 +268,25 @@ class AppFactory:
         try:
             return self._wrap(product, life)
         except BaseException:
-            if product.lifespan is not None and product is not life.first:
-                await product.lifespan.shutdown()
+            if product is not life.first:
+                try:
+                    if product.lifespan is not None:
+                        await product.lifespan.shutdown()
+                finally:
+                    self._discard(product)
             raise
 
-    def _wrap(self, product: _Product, life: _Life) -> AppSandbox:
+    def _wrap(self, product: Product, life: Life) -> AppSandbox:
         template = Template(product.app, self, self._options.rules)
         recipe = template.compile()
         if not self._checked:
             self._options.check(product.app, recipe)
             self._checked = True
-        sandbox = FactorySandbox(self, self._options.rules, template)
-        self._find_globals(product.app, recipe.apps, life.globals)
-        sandbox._globals = life.globals
-        for app in life.globals.values():
+        sandbox = self._sandbox_of(product, template)
+        found = self._globals_of(product, life)
+        self._find_globals(product, recipe.apps, found)
+        sandbox._globals = found
+        for app in found.values():
             if app is not product.app:
                 template.also_overrides(app)
         if self._mode == "each" and product.lifespan is not None:
@@ -265,13 +297,22 @@ class AppFactory:
         life.products[sandbox] = product
         return sandbox
 
-    def _find_globals(self, app: Any, inside: Mapping[int, int], found: dict[int, Any]) -> None:
+    def _sandbox_of(self, product: Product, template: Template) -> FactorySandbox:
+        return FactorySandbox(self, self._options.rules, template)
+
+    def _globals_of(self, product: Product, life: Life) -> dict[int, Any]:
+        """Return where the apps of the factory's module are noted that stand for this product."""
+        return life.globals
+
+    def _find_globals(
+        self, product: Product, inside: Mapping[int, int], found: dict[int, Any]
+    ) -> None:
         """Make the apps in the factory's module stand for the product of the request.
 
         `app = create_app()` at the end of a module is what other modules import. Only apps of
         the product's own class count, and none that is a part of the product.
         """
-        make: Any = self.make
+        app, make = product.app, product.make
         while isinstance(make, partial):
             make = make.func
         make = inspect.unwrap(getattr(make, "__func__", make))
@@ -298,7 +339,7 @@ class AppFactory:
         """
         await self.destroy_in(self._lives.get(), sandbox)
 
-    async def destroy_in(self, life: _Life | None, sandbox: AppSandbox) -> None:
+    async def destroy_in(self, life: Life | None, sandbox: AppSandbox) -> None:
         """End a sandbox that `create_in()` has made."""
         product = None if life is None else life.products.pop(sandbox, None)
         await sandbox.aclose()
@@ -313,6 +354,8 @@ class AppFactory:
         finally:
             sandbox.template.release()
             adapter_for(product.app).forget(product.app)
+            if product is not life.first:
+                self._discard(product)
 
 
 def _state_dict(app: Any) -> dict[str, Any] | None:
