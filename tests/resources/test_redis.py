@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
+
 from sandboxpool import ConnectionBusyError, LeaseEndedError, resources
 
 from .databases import on_asyncio

@@ -140,8 +140,6 @@ class Borrow(Generic[T]):
         waits[self.task] = wait
         try:
             while True:
-                if deadline is not None:
-                    timeout = max(0.0, deadline - monotonic())
                 slot = await here.pool.wait(timeout, on_queued=partial(_look_at_once, wait))
                 if slot is None:
                     here.shared.deadlocks += 1
@@ -156,6 +154,8 @@ class Borrow(Generic[T]):
                 # Handed over, or idle again, while the server closed it: once more, for what
                 # is left of the time.
                 here.retire(slot, "unhealthy")
+                if deadline is not None:
+                    timeout = max(0.0, deadline - monotonic())
         except PoolTimeoutError:
             here.shared.timeouts += 1
             raise

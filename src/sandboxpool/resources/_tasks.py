@@ -44,7 +44,8 @@ def awaited(task: Any) -> list[Any]:
 
 def _awaited_on_trio(task: Any) -> list[Any]:
     nurseries = getattr(task, "child_nurseries", ())
-    if nurseries and getattr(nurseries[-1], "_parent_waiting_in_nested_child", False):
+    # Its own code inside of the nursery is over, so it waits for the others.
+    if nurseries and not getattr(nurseries[-1], "_nested_child_running", True):
         return list(nurseries[-1].child_tasks)
     return []
 
