@@ -260,7 +260,7 @@ async def test_a_sibling_may_end_the_group() -> None:
                 tasks.start_soon(fails)
         except Exception as group:
             (error,) = group.exceptions  # type: ignore[attr-defined] # a group of exceptions
-            assert isinstance(error, ValueError)  # noqa: PT017 - Python 3.10 has no such class
+            assert isinstance(error, ValueError)
 
     await calm(db, run)
 
