@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,16 @@ MAX_CONNECTIONS = (
     "coalesce(pg_catalog.current_setting('reserved_connections', true), '0')::int"
 )
 """How many connections the server takes, and how many of them only superusers get."""
+
+
+def is_silent(fd: int) -> bool:
+    """Tell whether nothing is to be read from the socket of an idle connection.
+
+    What there is to read is the end of the stream: the server has closed the connection.
+    """
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return not poll.poll(0)
 
 
 async def stop_psycopg(connection: Any, member: Member) -> None:

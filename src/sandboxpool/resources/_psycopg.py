@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 from collections.abc import Awaitable, Callable
 from operator import is_
 from typing import Any, TypeAlias
@@ -13,7 +12,7 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.sql import Composable
 
 from ._member import Driver, Member
-from ._postgres import MAX_CONNECTIONS, RESET, stop_psycopg
+from ._postgres import MAX_CONNECTIONS, RESET, is_silent, stop_psycopg
 from ._resource import code_of
 from ._sql import Effect, effect_of
 
@@ -124,9 +123,7 @@ class PsycopgDriver(Driver[AsyncConnection]):
         member.effect = 0
         # One that has nothing of its own yet.
         connection._adapters = AdaptersMap(connection.adapters)
-        poll = select.poll()
-        poll.register(connection.pgconn.socket, select.POLLIN)
-        member.extra = poll, _attributes(connection)
+        member.extra = _attributes(connection)
 
     async def close(self, member: Member) -> None:
         await stop_psycopg(member.connection, member)
@@ -136,8 +133,7 @@ class PsycopgDriver(Driver[AsyncConnection]):
         connection = member.connection
         if connection.pgconn.status != 0:  # CONNECTION_OK
             return False
-        # Nothing is to be read from an idle connection, but that the server has closed it.
-        return bool(member.running) or not member.extra[0].poll(0)
+        return bool(member.running) or is_silent(connection.pgconn.socket)
 
     async def check(self, member: Member) -> bool:
         await member.connection.execute("")
@@ -168,7 +164,7 @@ class PsycopgDriver(Driver[AsyncConnection]):
     def reset(self, member: Member) -> Awaitable[None] | None:
         member.suspect = False
         connection = member.connection
-        if _attributes(connection) != member.extra[1]:
+        if _attributes(connection) != member.extra:
             return self._reset(member)
         if member.effect == Effect.NONE and connection.pgconn.transaction_status == IDLE:
             return None
@@ -178,12 +174,12 @@ class PsycopgDriver(Driver[AsyncConnection]):
         connection = member.connection
         if connection.pgconn.transaction_status != IDLE:
             await connection.rollback()
-        await _restore(connection, member.extra[1])
+        await _restore(connection, member.extra)
         if member.effect:
             await connection.set_autocommit(True)
             # Never prepared, however often it runs: it is several statements.
             await psycopg.AsyncCursor(connection).execute(RESET, prepare=False)
-            await connection.set_autocommit(member.extra[1]["_autocommit"])
+            await connection.set_autocommit(member.extra["_autocommit"])
             if self._setup is not None:
                 await self._setup(connection)
             member.effect = 0

@@ -186,6 +186,8 @@ class Resource(Generic[T]):
             "reset_timeout": given["reset_timeout"],
             # A pool opens a few at a time, so that a burst does not storm the server.
             "max_creating": 4,
+            # A server that comes back is noticed within a second.
+            "max_create_backoff": 1.0,
         }
 
         def make() -> Shared:

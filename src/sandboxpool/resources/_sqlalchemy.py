@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_e
 from sqlalchemy.pool import NullPool
 
 from ._member import Driver, Member
-from ._postgres import MAX_CONNECTIONS, RESET, stop_psycopg
+from ._postgres import MAX_CONNECTIONS, RESET, is_silent, stop_psycopg
 from ._resource import code_of
 from ._sql import Effect, effect_of
 
@@ -89,6 +89,9 @@ class SqlalchemyDriver(Driver[AsyncSession]):
         if connection.info.get(_MEMBER) is not member:
             return False  # SQLAlchemy has connected anew, and nobody has seen what ran there
         driver = connection.connection.driver_connection
+        pgconn = getattr(driver, "pgconn", None)
+        if pgconn is not None:  # psycopg does not know it before it uses the socket
+            return pgconn.status == 0 and (bool(member.running) or is_silent(pgconn.socket))
         closed = getattr(driver, "is_closed", None)  # asyncpg knows it at once
         return not (closed() if callable(closed) else getattr(driver, "closed", False))
 
