@@ -11,5 +11,9 @@ from ._conformance import Conformance as Conformance
 from ._conformance import broken_rules as broken_rules
 from ._conformance import check_conformance as check_conformance
 from ._context_store import ContextStoreConformance as ContextStoreConformance
+from ._factory import FactoryConformance as FactoryConformance
 from ._pool import PoolConformance as PoolConformance
+from ._probe_app import ProbeApp as ProbeApp
+from ._sandbox import SandboxConformance as SandboxConformance
+from ._sandbox_factory import SandboxFactoryConformance as SandboxFactoryConformance
 from ._watchdog import WatchdogConformance as WatchdogConformance
