@@ -51,7 +51,7 @@ class TestOurStore(ContextStoreConformance):
 class DictStore:
     """A store around a dict; a test breaks one of its methods at a time."""
 
-    lock_class: ClassVar[Any] = threading.RLock
+    lock_class: ClassVar[Any] = staticmethod(threading.RLock)
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}

@@ -79,6 +79,8 @@ class Conformance:
 
     patience: ClassVar[float] = 10.0
 
+    __sandboxpool_kit__: ClassVar[bool] = True  # for the pytest plugin
+
     @property
     def short_while(self) -> float:
         """Seconds for what should take no time: a part of the patience of the whole check."""
