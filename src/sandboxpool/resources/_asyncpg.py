@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped] # it has no types of its own
@@ -14,6 +15,22 @@ from ._sql import Effect, effect_of
 
 Setup = Callable[[Any], Awaitable[object]]
 _execute = asyncpg.Connection.execute
+_fetch = asyncpg.Connection._execute
+
+
+@contextmanager
+def _running(member: Member, effect: int) -> Iterator[None]:
+    """Note that an operation runs, and what it may leave behind."""
+    member.effect = max(member.effect, effect)
+    member.begin()
+    error: BaseException | None = None
+    try:
+        yield
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        member.end(error)
 
 
 class Connection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no types
@@ -27,62 +44,53 @@ class Connection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no typ
 
     member: Member
 
-    async def _run(self, steps: Awaitable[Any]) -> Any:
-        member = self.member
-        try:
-            member.begin()
-        except BaseException:
-            steps.close()  # type: ignore[attr-defined] # a coroutine
-            raise
-        error: BaseException | None = None
-        try:
-            return await steps
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            member.end(error)
-
     def _note(self, effect: Effect) -> None:
         if effect > self.member.effect:
             self.member.effect = effect
 
     async def execute(self, query: Any, *args: Any, timeout: Any = None) -> Any:
-        effect = effect_of(query)
-        if effect:
-            self._note(effect)
-        return await self._run(super().execute(query, *args, timeout=timeout))
+        with _running(self.member, effect_of(query)):
+            return await _execute(self, query, *args, timeout=timeout)
 
     async def _execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        # What nearly all queries go through: written out, for speed.
+        member = self.member
         effect = effect_of(query)
-        if effect:
-            self._note(effect)
-        return await self._run(super()._execute(query, *args, **kwargs))
+        if effect > member.effect:
+            member.effect = effect
+        member.begin()
+        try:
+            result = await _fetch(self, query, *args, **kwargs)
+        except BaseException as error:
+            member.end(error)
+            raise
+        member.end()
+        return result
 
     async def _executemany(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-        self._note(effect_of(query))
-        return await self._run(super()._executemany(query, *args, **kwargs))
+        with _running(self.member, effect_of(query)):
+            return await super()._executemany(query, *args, **kwargs)
 
     async def fetchmany(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-        self._note(effect_of(query))
-        return await self._run(super().fetchmany(query, *args, **kwargs))
+        with _running(self.member, effect_of(query)):
+            return await super().fetchmany(query, *args, **kwargs)
 
     async def _prepare(self, query: Any, *args: Any, **kwargs: Any) -> Any:
         # What is done with the statement later is not seen. The reset fails if it still runs.
-        self._note(max(Effect.RESET, effect_of(query)))
-        return await self._run(super()._prepare(query, *args, **kwargs))
+        with _running(self.member, max(Effect.RESET, effect_of(query))):
+            return await super()._prepare(query, *args, **kwargs)
 
     def cursor(self, query: Any, *args: Any, **kwargs: Any) -> Any:
         self._note(max(Effect.RESET, effect_of(query)))
         return super().cursor(query, *args, **kwargs)
 
     async def _copy_out(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
-        self._note(effect_of(statement))
-        return await self._run(super()._copy_out(statement, *args, **kwargs))
+        with _running(self.member, effect_of(statement)):
+            return await super()._copy_out(statement, *args, **kwargs)
 
     async def _copy_in(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
-        self._note(effect_of(statement))
-        return await self._run(super()._copy_in(statement, *args, **kwargs))
+        with _running(self.member, effect_of(statement)):
+            return await super()._copy_in(statement, *args, **kwargs)
 
     async def set_type_codec(self, *args: Any, **kwargs: Any) -> Any:
         self._note(Effect.CLOSE)  # nothing tells what was there before
@@ -158,15 +166,35 @@ class AsyncpgDriver(Driver[Any]):
         connection = member.connection
         return not connection.is_closed() and bool(connection.is_in_transaction())
 
+    def clean(self, member: Member) -> bool:
+        connection = member.connection
+        protocol = connection._protocol
+        if (
+            member.effect
+            or member.suspect
+            or member.running
+            or connection._cancellations
+            or protocol is None
+            or connection._aborted
+            or not protocol.is_connected()
+            or protocol.is_in_transaction()
+            or protocol._is_cancelling()
+        ):
+            return False
+        # Transactions that are still held somewhere refuse to work now.
+        connection._pool_release_ctr += 1
+        return True
+
     def worn(self, member: Member) -> str | None:
-        reason = super().worn(member)
-        if reason is not None:
-            return reason
+        if member.suspect or member.running:
+            return "cancelled"
+        connection = member.connection
+        if connection.is_closed():
+            return "unhealthy"
         if member.effect == Effect.CLOSE:
             return "dirty"
-        connection = member.connection
         # An operation that a timeout has cut off is still being cancelled at the server.
-        if connection._protocol._is_cancelling() or connection._cancellations:
+        if connection._cancellations or connection._protocol._is_cancelling():
             return "cancelled"
         return None
 

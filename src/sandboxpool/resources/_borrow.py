@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from functools import partial
+from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sandboxpool._context import current
 from sandboxpool._exceptions import DeadlockError, LeaseEndedError, PoolTimeoutError
-from sandboxpool._lease import UNSET, Unset
+from sandboxpool._lease import Unset
 from sandboxpool._slots import Slot
 
 from ._binding import Binding
+from ._figures import BOUNDS
 from ._member import SERVICE, UNUSED, Member
-from ._tasks import current_task
 from ._waits import Wait, find_deadlock, waits
 
 if TYPE_CHECKING:
@@ -39,7 +41,6 @@ class Borrow(Generic[T]):
 
     __slots__ = (
         "_binding",
-        "_entered",
         "_here",
         "_number",
         "_shared",
@@ -57,7 +58,7 @@ class Borrow(Generic[T]):
         self._shared = shared
         self._timeout = timeout
         self._slot: Slot[Member] | None = None
-        self._entered = False
+        self._number = 0
         self.own = own
         self.member: Member | None = None
         self.noted = False
@@ -70,14 +71,6 @@ class Borrow(Generic[T]):
         task = self.task
         name = task.get_name() if hasattr(task, "get_name") else getattr(task, "name", task)
         return f"task {name!r}"
-
-    async def __aenter__(self) -> T:
-        if self._entered:
-            raise LeaseEndedError(
-                f"this use of {self._shared.name!r} was entered before: call connection() again."
-            )
-        self._entered = True
-        return await self.acquire()
 
     async def __aexit__(
         self,
@@ -94,16 +87,19 @@ class Borrow(Generic[T]):
         """Take a connection, or wait for one; see `Resource.connection`."""
         lease = self.lease = current.get()
         shared = self._shared
+        if self._number:
+            raise LeaseEndedError(
+                f"this use of {shared.name!r} was entered before: call connection() again."
+            )
         here = shared.last
-        if here is None or here.closed or not here.is_here() or not here._opened:
+        if here is None or here.home._thread_id != get_ident() or not here.ready:
             here = await shared.enter()
+        binding = None
         if lease is not None:
             if lease.ended:
                 lease.check_open()
             binding = here.bindings.get(lease) or Binding.of(here, lease)
-        else:
-            binding = None
-        self.task = current_task()
+        self.task = here.current_task()
         slot = here.take()
         if slot is None:
             slot = await self._wait(here)
@@ -124,12 +120,10 @@ class Borrow(Generic[T]):
                 lease.check_open()
         if not here._looking:
             here.look_later()
-        try:
-            lent: T = here.driver.lend(member)
-        except BaseException:
-            self.release("unhealthy")
-            raise
+        lent: T = here.driver.lend(member)
         return lent
+
+    __aenter__ = acquire
 
     async def _wait(self, here: Here) -> Slot[Member]:
         timeout = here.shared.acquire_timeout if isinstance(self._timeout, Unset) else self._timeout
@@ -175,7 +169,7 @@ class Borrow(Generic[T]):
         if slot is None:
             return
         here = self._here
-        if not here.is_here():
+        if here.home._thread_id != get_ident():
             # A driver's connection is touched in its own loop only.
             self._slot = slot
             here.call(partial(self.release, reason))
@@ -190,9 +184,21 @@ class Borrow(Generic[T]):
         self.member = None
         assert member is not None
         shared = self._shared
-        shared.use_time.add(monotonic() - self.began)
-        if slot.lease != self._number:
+        now = monotonic()
+        used_for = now - self.began
+        shared.use_time.total += used_for
+        shared.use_time.counts[bisect_left(BOUNDS, used_for)] += 1
+        if slot.status != self._number:
             return  # cut off while the pool was closed
+        if (
+            reason is None
+            and slot.uses < here.last_use
+            and not shared.quota.waiting
+            and here.driver.clean(member)
+            and here.slots.put_back(slot, now)
+        ):
+            member.borrow = None
+            return
         member.borrow = SERVICE if used else UNUSED
         if slot.retire is None:
             reason = reason or here.driver.worn(member)
@@ -209,6 +215,3 @@ def _look_at_once(wait: Wait, leave: Any) -> None:
     wait.chain = find_deadlock(wait)
     if wait.chain:
         leave()
-
-
-NO_TIMEOUT = UNSET

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Awaitable, Callable
 from threading import get_ident
 from time import monotonic
@@ -15,6 +16,7 @@ from sandboxpool._slots import Slot
 from sandboxpool._stacks import stack_of
 
 from ._member import SERVICE, UNUSED, Member
+from ._tasks import how_to_tell_the_task
 from ._waits import find_deadlock, waits
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ class Here:
     Attributes:
         borrows: Who has a connection.
         bindings: What each request has, by lease.
+        ready: Whether it is open.
+        last_use: How often a connection that is not worn out was used before, at most.
         owners: The apps that have used it; the last one that ends closes it.
     """
 
@@ -43,15 +47,21 @@ class Here:
         self.driver = shared.driver
         self.loop: Loop = running_loop()
         self.home: Home = self.loop.home
+        self.current_task = how_to_tell_the_task(self.loop)
         self.borrows: dict[Borrow[Any], None] = {}
         self.bindings: dict[RequestLease, Binding] = {}
         self.owners: set[object] = set()
         self.closed = False
+        self.ready = False
+        self._alive = self.driver.alive
         # What a driver keeps for this loop, and closes with it.
         self.extras: dict[str, Any] = {}
         self.at_close: list[Callable[[], Awaitable[object]]] = []
         self.pool: Pool[Member] = Pool(self, name=shared.name, **shared.pool_options)
         self.pool.hints = False
+        self.slots = self.pool.slots
+        max_uses = shared.pool_options["max_uses"]
+        self.last_use = sys.maxsize if max_uses is None else max_uses - 1
         self._opening: list[Wakeup] | None = None
         self._opened = False
         self._timer: Timer | None = None
@@ -72,6 +82,7 @@ class Here:
                     await self.pool.open()
                     self._opened = True
                     self._timer = self.loop.timer(self._look)
+                    self.ready = not self.closed
                 finally:
                     wakeups, self._opening = self._opening, None
                     for wakeup in wakeups:
@@ -89,6 +100,7 @@ class Here:
     async def aclose(self, timeout: float | None = 0) -> None:
         """Close every connection; see `Pool.aclose`."""
         self.closed = True
+        self.ready = False
         if self._timer is not None:
             self._timer.close()
         try:
@@ -171,10 +183,15 @@ class Here:
 
     def take(self) -> Slot[Member] | None:
         """Take an idle connection that has not been closed from the other side."""
-        slot = self.pool.take()
-        while slot is not None and not self.driver.alive(slot.item):
+        slots = self.slots
+        if not slots.idle:
+            return None
+        slot = slots.take(monotonic())
+        while slot is not None and not self._alive(slot.item):
             self.retire(slot, "unhealthy")
-            slot = self.pool.take()
+            slot = slots.take(monotonic())
+        if slots.jobs:
+            self.pool._follow_up()  # it has found expired ones
         return slot
 
     # --- looking after those who have something -------------------------------------------------
@@ -206,7 +223,10 @@ class Here:
         now = monotonic()
         for borrow in tuple(self.borrows):
             member, lease = borrow.member, borrow.lease
-            if member is None or member.running or borrow.noted or lease is None:
+            if member is None or borrow.noted or lease is None:
+                continue
+            if self.driver.busy(member):
+                member.used_at = now
                 continue
             idle = now - max(member.used_at, borrow.began)
             if idle >= after:

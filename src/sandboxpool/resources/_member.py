@@ -58,9 +58,7 @@ class Member:
             LeaseEndedError: Who starts it does not have the connection, or not any more.
         """
         borrow = self.borrow
-        if borrow is None or (
-            borrow.lease is not None and borrow.lease is not current.get() and not self._in_family()
-        ):
+        if borrow is None or (borrow.lease is not current.get() and not self._in_family()):
             raise LeaseEndedError(
                 f"this connection of {self.name!r} was given back, and may be another request's "
                 "by now: use it inside of `async with ....connection()`, or before the request "
@@ -76,8 +74,10 @@ class Member:
             self.suspect = True
 
     def _in_family(self) -> bool:
-        """Tell whether a wrapped app uses what the request around its own has acquired."""
+        """Tell whether it was acquired by the request around this one, or outside of any."""
         assert self.borrow is not None
+        if self.borrow.lease is None:
+            return True
         lease = current.get()
         while lease is not None:
             if lease is self.borrow.lease:
@@ -123,8 +123,19 @@ class Driver(Generic[T]):
         connection: T = member.connection
         return connection
 
+    def busy(self, member: Member) -> bool:
+        """Tell whether an operation runs."""
+        return bool(member.running)
+
     def pinned(self, member: Member) -> bool:
         """Tell whether a transaction is open."""
+        return False
+
+    def clean(self, member: Member) -> bool:
+        """Tell that the connection is as good as new, if that is to be seen at once.
+
+        That is the fast path; otherwise `worn()` and `reset()` decide.
+        """
         return False
 
     def worn(self, member: Member) -> str | None:

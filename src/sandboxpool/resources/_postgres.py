@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import select
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 
-if TYPE_CHECKING:
-    from ._member import Member
-
 _STOPS_WITHIN = 1.0
+_ACTIVE = 1  # PQTRANS_ACTIVE of libpq
 
 RESET = (
     "RESET SESSION AUTHORIZATION; RESET ROLE; CLOSE ALL; UNLISTEN *; RESET ALL; "
@@ -46,21 +44,21 @@ def is_silent(fd: int) -> bool:
     return not poll.poll(0)
 
 
-async def stop_psycopg(connection: Any, member: Member) -> None:
+async def stop_psycopg(connection: Any) -> None:
     """End what still runs on a connection of psycopg, so that it can be closed.
 
     Whoever runs it waits for the socket in the event loop. Closed under them, its number would be
     given to the next connection, and the two would be taken for each other.
     """
-    if not member.running or connection.closed:
+    if not _active(connection):
         return
     try:
         await connection.cancel_safe(timeout=_STOPS_WITHIN)
     except Exception:
         pass  # the server cannot be asked: it finds the connection gone
     with anyio.move_on_after(_STOPS_WITHIN):
-        await _idle(member)
-    if member.running and not connection.closed:
+        await _idle(connection)
+    if _active(connection):
         # Whoever reads gets the end of the stream.
         with socket.socket(fileno=os.dup(connection.pgconn.socket)) as sock:
             try:
@@ -68,9 +66,13 @@ async def stop_psycopg(connection: Any, member: Member) -> None:
             except OSError:
                 pass  # it is that far already
         with anyio.move_on_after(_STOPS_WITHIN):
-            await _idle(member)
+            await _idle(connection)
 
 
-async def _idle(member: Member) -> None:
-    while member.running:  # noqa: ASYNC110 - it is hardly ever more than a pass of the loop
+def _active(connection: Any) -> bool:
+    return not connection.closed and connection.pgconn.transaction_status == _ACTIVE
+
+
+async def _idle(connection: Any) -> None:
+    while _active(connection):  # noqa: ASYNC110 - it is hardly ever more than a pass of the loop
         await anyio.sleep(0.005)

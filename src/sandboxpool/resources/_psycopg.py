@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from operator import is_
+from time import monotonic
 from typing import Any, TypeAlias
 
 import psycopg
@@ -18,6 +18,7 @@ from ._sql import Effect, effect_of
 
 AsyncConnection: TypeAlias = psycopg.AsyncConnection[Any]
 Setup = Callable[[AsyncConnection], Awaitable[object]]
+_wait = psycopg.AsyncConnection.wait
 IDLE, ACTIVE = TransactionStatus.IDLE, TransactionStatus.ACTIVE
 
 # Generators of the driver that run what the driver itself says.
@@ -49,6 +50,22 @@ _OWN = frozenset(
 )
 
 
+# What a request may set on the object that stands for the connection.
+_SETTABLE = frozenset(
+    (
+        "_autocommit",
+        "_isolation_level",
+        "_read_only",
+        "_deferrable",
+        "row_factory",
+        "cursor_factory",
+        "server_cursor_factory",
+        "prepare_threshold",
+        "prepared_max",
+    )
+)
+
+
 class Connection(psycopg.AsyncConnection[Any]):
     """A connection that tells what runs on it, and what that may leave behind.
 
@@ -56,29 +73,31 @@ class Connection(psycopg.AsyncConnection[Any]):
     generator; the statement is one of its arguments.
     """
 
-    member: Member
+    member: Member | None = None
+    touched = False
 
-    async def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
-        member: Member | None = getattr(self, "member", None)
-        if member is None:  # it is being opened
-            return await super().wait(gen, *args, **kwargs)
-        try:
-            member.begin()
-        except BaseException:
-            gen.close()
-            raise
-        error: BaseException | None = None
-        try:
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _SETTABLE:
+            object.__setattr__(self, "touched", True)
+        object.__setattr__(self, name, value)
+
+    def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+        # It returns what the driver awaits, and looks at nothing later: while something runs, the
+        # state of the connection is ACTIVE, and if it is cut off the driver brings that in order.
+        member = self.member
+        if member is not None:  # else it is being opened
+            try:
+                member.begin()
+            except BaseException:
+                gen.close()
+                raise
+            member.running = 0
+            member.used_at = monotonic()
             if member.effect < Effect.CLOSE:
                 effect = self._effect_of(gen)
                 if effect > member.effect:
                     member.effect = effect
-            return await super().wait(gen, *args, **kwargs)
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            member.end(error)
+        return _wait(self, gen, *args, **kwargs)
 
     def _effect_of(self, gen: Any) -> int:
         frame = getattr(gen, "gi_frame", None)
@@ -122,18 +141,22 @@ class PsycopgDriver(Driver[AsyncConnection]):
             raise
         member.effect = 0
         # One that has nothing of its own yet.
-        connection._adapters = AdaptersMap(connection.adapters)
+        adapters = connection._adapters = _Adapters(connection.adapters)
+        adapters.connection = connection
+        connection.touched = False
         member.extra = _attributes(connection)
 
     async def close(self, member: Member) -> None:
-        await stop_psycopg(member.connection, member)
-        await member.connection.close()
+        connection = member.connection
+        connection.adapters.connection = None  # they lead to each other
+        await stop_psycopg(connection)
+        await connection.close()
 
     def alive(self, member: Member) -> bool:
         connection = member.connection
         if connection.pgconn.status != 0:  # CONNECTION_OK
             return False
-        return bool(member.running) or is_silent(connection.pgconn.socket)
+        return self.busy(member) or is_silent(connection.pgconn.socket)
 
     async def check(self, member: Member) -> bool:
         await member.connection.execute("")
@@ -141,12 +164,25 @@ class PsycopgDriver(Driver[AsyncConnection]):
             await member.connection.rollback()
         return True
 
+    def busy(self, member: Member) -> bool:
+        return bool(member.connection.pgconn.transaction_status == ACTIVE)
+
     def pinned(self, member: Member) -> bool:
         return bool(member.connection.pgconn.transaction_status != IDLE)
 
+    def clean(self, member: Member) -> bool:
+        connection = member.connection
+        before = member.extra
+        return bool(
+            member.effect == 0
+            and not connection.touched
+            and connection.pgconn.transaction_status == IDLE
+            and connection._pipeline is None
+            and len(connection._notice_handlers) == before["notices"]
+            and len(connection._notify_handlers) == before["notifies"]
+        )
+
     def worn(self, member: Member) -> str | None:
-        if member.running:
-            return "cancelled"
         pgconn = member.connection.pgconn
         if pgconn.status != 0:
             return "unhealthy"
@@ -159,16 +195,10 @@ class PsycopgDriver(Driver[AsyncConnection]):
             return "cancelled"
         if member.effect == Effect.CLOSE:
             return "dirty"
-        return None if self.alive(member) else "unhealthy"
+        return None
 
     def reset(self, member: Member) -> Awaitable[None] | None:
-        member.suspect = False
-        connection = member.connection
-        if _attributes(connection) != member.extra:
-            return self._reset(member)
-        if member.effect == Effect.NONE and connection.pgconn.transaction_status == IDLE:
-            return None
-        return self._reset(member)
+        return None if self.clean(member) else self._reset(member)
 
     async def _reset(self, member: Member) -> None:
         connection = member.connection
@@ -176,12 +206,15 @@ class PsycopgDriver(Driver[AsyncConnection]):
             await connection.rollback()
         await _restore(connection, member.extra)
         if member.effect:
-            await connection.set_autocommit(True)
+            if not member.extra["_autocommit"]:
+                await connection.set_autocommit(True)
             # Never prepared, however often it runs: it is several statements.
             await psycopg.AsyncCursor(connection).execute(RESET, prepare=False)
-            await connection.set_autocommit(member.extra["_autocommit"])
+            if not member.extra["_autocommit"]:
+                await connection.set_autocommit(False)
             if self._setup is not None:
                 await self._setup(connection)
+            connection.touched = False
             member.effect = 0
 
     async def limits(self, connection: AsyncConnection) -> tuple[int, int]:
@@ -192,72 +225,48 @@ class PsycopgDriver(Driver[AsyncConnection]):
         return int(found), int(reserved)
 
 
+class _Adapters(AdaptersMap):
+    """Adapters of a connection, which tell it when they are added to."""
+
+    __module__ = "psycopg.adapt"
+
+    connection: Any = None
+
+    def register_dumper(self, *args: Any, **kwargs: Any) -> None:
+        self._note()
+        super().register_dumper(*args, **kwargs)
+
+    def register_loader(self, *args: Any, **kwargs: Any) -> None:
+        self._note()
+        super().register_loader(*args, **kwargs)
+
+    def _note(self) -> None:
+        if self.connection is not None:
+            self.connection.member.effect = Effect.CLOSE
+
+
 def _attributes(connection: Any) -> dict[str, Any]:
     """Return what a request may have set on the object that stands for the connection."""
     return {
-        "_autocommit": connection._autocommit,
-        "_isolation_level": connection._isolation_level,
-        "_read_only": connection._read_only,
-        "_deferrable": connection._deferrable,
-        "row_factory": connection.row_factory,
-        "cursor_factory": connection.cursor_factory,
-        "server_cursor_factory": connection.server_cursor_factory,
-        "prepare_threshold": connection.prepare_threshold,
-        "prepared_max": connection.prepared_max,
-        "notices": tuple(connection._notice_handlers),
-        "notifies": tuple(connection._notify_handlers),
-        "adapters": _tables(connection.adapters),
+        **{name: getattr(connection, name) for name in _SETTABLE},
+        "_notice_handlers": tuple(connection._notice_handlers),
+        "_notify_handlers": tuple(connection._notify_handlers),
+        "notices": len(connection._notice_handlers),
+        "notifies": len(connection._notify_handlers),
     }
-
-
-class _Same:
-    """Tables that are the same ones, not equal ones: that is quicker, and holds them."""
-
-    __slots__ = ("_tables",)
-
-    def __init__(self, tables: tuple[object, ...]) -> None:
-        self._tables = tables
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and all(map(is_, self._tables, other._tables))
-
-    __hash__ = None  # type: ignore[assignment] # nobody asks
-
-
-def _tables(adapters: Any) -> _Same:
-    # A table that a connection has in common with others is copied before it is changed.
-    return _Same(
-        (
-            adapters,
-            *adapters._dumpers.values(),
-            *adapters._dumpers_by_oid,
-            *adapters._loaders,
-            adapters.types._registry,
-        )
-    )
 
 
 async def _restore(connection: Any, attributes: dict[str, Any]) -> None:
     """Set the attributes of an idle connection back."""
-    now = _attributes(connection)
-    if now == attributes:
+    connection._notice_handlers[:] = attributes["_notice_handlers"]
+    connection._notify_handlers[:] = attributes["_notify_handlers"]
+    if not connection.touched:
         return
-    if now["adapters"] != attributes["adapters"]:
-        raise RuntimeError("adapters were registered on a pooled connection")
-    for name in (
-        "_isolation_level",
-        "_read_only",
-        "_deferrable",
-        "row_factory",
-        "cursor_factory",
-        "server_cursor_factory",
-        "prepare_threshold",
-        "prepared_max",
-    ):
-        setattr(connection, name, attributes[name])
+    if connection._autocommit != attributes["_autocommit"]:
+        await connection.set_autocommit(attributes["_autocommit"])
+    for name in _SETTABLE:
+        if name != "_autocommit":
+            setattr(connection, name, attributes[name])
     # They go into the BEGIN of each transaction, whose text is kept.
     connection._begin_statement = b""
-    if now["_autocommit"] != attributes["_autocommit"]:
-        await connection.set_autocommit(attributes["_autocommit"])
-    connection._notice_handlers[:] = attributes["notices"]
-    connection._notify_handlers[:] = attributes["notifies"]
+    connection.touched = False

@@ -294,7 +294,8 @@ class Resource(Generic[T]):
         if own is None:
             return True
         assert own.member is not None
-        if own.member.running or self._shared.driver.pinned(own.member):
+        driver = self._shared.driver
+        if driver.busy(own.member) or driver.pinned(own.member):
             return False
         own.release(None)
         return True

@@ -68,7 +68,7 @@ class SqlalchemyDriver(Driver[AsyncSession]):
         if member.running and not member.connection.invalidated:
             if self.engine.dialect.driver.startswith("psycopg"):
                 raw = _sync(member.connection).connection.driver_connection
-                await stop_psycopg(raw, member)
+                await stop_psycopg(raw)
             await member.connection.invalidate()
         try:
             if session is not None:

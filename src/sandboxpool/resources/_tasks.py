@@ -5,23 +5,26 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
 from typing import Any
 
 from sandboxpool._context import RequestLease
-from sandboxpool._loop import running_backend
+from sandboxpool._loop import Loop
 
 _GROUPS = ("asyncio.taskgroups", "anyio._backends._asyncio")
 _DRIVERS = ("sandboxpool.run.loop",)  # they run a coroutine by hand, which no `await` shows
 _DEEP = 200
 
 
-def current_task() -> Any:
-    """Return the running task, of whichever backend."""
-    if running_backend() == "trio":
-        return sys.modules["trio"].lowlevel.current_task()
-    return asyncio.current_task()
+def how_to_tell_the_task(loop: Loop) -> Callable[[], Any]:
+    """Return a function that returns the running task of a loop."""
+    if loop.backend == "trio":
+        task: Callable[[], Any] = sys.modules["trio"].lowlevel.current_task
+        return task
+    # With the loop given, it does not ask the kernel for the process id.
+    return partial(asyncio.current_task, getattr(loop, "native", None))
 
 
 def main_task(lease: RequestLease) -> Any:

@@ -91,7 +91,7 @@ def _needs(task: Any) -> list[Any] | None:
 def _holder(borrow: Borrow[Any]) -> Any:
     """Return the task that must go on before a connection comes back, if that is known."""
     assert borrow.member is not None
-    if borrow.member.running:
+    if borrow._here.driver.busy(borrow.member):
         return None
     task = main_task(borrow.lease) if borrow.own and borrow.lease is not None else borrow.task
     done = getattr(task, "done", None)
