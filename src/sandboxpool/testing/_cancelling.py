@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from typing import Any, Literal
 
@@ -45,6 +45,7 @@ class Moment:
     async def cancel(self, operation: Callable[[], Awaitable[Any]]) -> None:
         """Run an operation, and cancel it at this moment."""
         if self.how == "task":
+            asyncio = sys.modules["asyncio"]
             # A task of its own, for its cancellation must not reach the check's.
             await asyncio.wait([asyncio.ensure_future(self._run(operation))])
         else:
@@ -56,9 +57,7 @@ class Moment:
         def cancel() -> None:
             self.hit = True
             if self.how == "task":
-                task = asyncio.current_task()
-                assert task is not None
-                task.cancel()
+                sys.modules["asyncio"].current_task().cancel()
             else:
                 scope.cancel()
 

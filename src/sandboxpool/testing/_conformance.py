@@ -32,10 +32,6 @@ def check(
     The first line of the docstring is the rule. What stands in quotes after `Contract:` is the
     sentence of `sandboxpool.abc` that it follows from.
     """
-    text = inspect.getdoc(test) or ""
-    quoted = re.search(r'Contract: "(.*?)"\s*$', text, re.DOTALL)
-    assert quoted is not None, f"{test.__name__} quotes no sentence of the contract"
-    rule, contract = text.partition("\n")[0], " ".join(quoted[1].split())
     name = getattr(test, "__name__", "check")
 
     @wraps(test)
@@ -47,10 +43,19 @@ def check(
             raise
         except Exception as error:
             cause = _single(error)
-            raise ConformanceError(name, rule, _seen(cause, self.patience), contract) from cause
+            raise ConformanceError(
+                name, *_rule_and_contract(test), seen=_seen(cause, self.patience)
+            ) from cause
 
     run.__sandboxpool_check__ = True  # type: ignore[attr-defined]
     return run
+
+
+def _rule_and_contract(test: object) -> tuple[str, str]:
+    text = inspect.getdoc(test) or ""
+    quoted = re.search(r'Contract: "(.*?)"\s*$', text, re.DOTALL)
+    assert quoted is not None, f"{test} quotes no sentence of the contract"
+    return text.partition("\n")[0], " ".join(quoted[1].split())
 
 
 def _single(error: BaseException) -> BaseException:

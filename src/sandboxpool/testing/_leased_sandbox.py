@@ -80,7 +80,8 @@ class LeasedSandbox:
                 f"{self._owner.isolation!r}, which shares modules. Use isolation='module', or "
                 "import the module as usual."
             )
-        importer.load(name)
+        if importer.owns(name):
+            importer.load(name)
         if name not in self.modules:
             raise OptionError(
                 f"{self!r} has no module {name!r} of its own: it has "

@@ -7,6 +7,7 @@ test has not asked for: what it needs is imported when it is used.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -129,15 +130,14 @@ def sandbox(request: pytest.FixtureRequest, sandbox_pool: SandboxPool) -> Iterat
     options = _marked(request.node)
     if "backend" not in options and (backend := _backend_of(request)):
         options["backend"] = backend
-    lease = sandbox_pool.lease(**options)
-    try:
-        leased = lease.__enter__()
-    except (AppError, OptionError) as error:
-        pytest.fail(f"sandbox: {error}", pytrace=False)
-    try:
-        yield leased
-    finally:
-        lease.__exit__(None, None, None)
+    refusal = ""
+    with ExitStack() as stack:
+        try:
+            yield stack.enter_context(sandbox_pool.lease(**options))
+        except (AppError, OptionError) as error:
+            refusal = str(error)
+    if refusal:  # out here, so that no traceback of ours is shown with it
+        pytest.fail(f"sandbox: {refusal}", pytrace=False)
 
 
 def _marked(node: pytest.Item) -> dict[str, Any]:

@@ -10,7 +10,14 @@ from typing import Any, Literal
 
 import attrs
 
-from sandboxpool._exceptions import FactoryError, LifespanError, OptionError
+from sandboxpool._exceptions import (
+    AppImportError,
+    FactoryError,
+    LifespanError,
+    OptionError,
+    PrivateModuleError,
+)
+from sandboxpool._load import import_string
 from sandboxpool._pool import Pool
 from sandboxpool._sandboxed import SandboxedApp
 from sandboxpool._wrap import wrap
@@ -244,17 +251,28 @@ class AppChoice:
             AppError: It is no app, or cannot be imported.
             OptionError: An option has a value that cannot work.
         """
-        app = self.app
-        if isinstance(app, str) and self.options.get("isolation") != "module":
-            from sandboxpool._load import import_string
-
-            app = import_string(app)
+        app, name = self.app, None
+        if isinstance(app, str):
+            name = app
+            if self.options.get("isolation") != "module":
+                loaded = _import_plainly(app)
+                # What its module wraps already is taken as its own options say.
+                app = loaded if isinstance(loaded, SandboxedApp) else app
         if isinstance(app, SandboxedApp):
             if not self.options:
-                return app  # as it is wrapped already
+                return app
             app = app.app
-        name = self.app if isinstance(self.app, str) else None
         return wrap(app, name=name, stall_after=None, **self.options)
+
+
+def _import_plainly(app: str) -> Any:
+    try:
+        return import_string(app)
+    except AppImportError as error:
+        # Sandboxes with private modules run already, and nobody else has imported this one.
+        if isinstance(error.__context__, PrivateModuleError):
+            raise AppImportError(f"{app!r}: {error.__context__}") from None
+        raise
 
 
 class SandboxPool:
