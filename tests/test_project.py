@@ -20,7 +20,7 @@ PACKAGE = ROOT / "src" / "sandboxpool"
 # Each layer may import from itself and from those above it in this table. A module stands under its
 # first name below `sandboxpool`; one that is missing here has no place yet: give it one.
 LAYERS: list[set[str]] = [
-    {"abc", "_types", "_exceptions"},
+    {"abc", "_types", "_exceptions", "_leak_report"},
     {"_slots", "_options", "_factory", "_closers", "_loop", "_loop_asyncio", "_loop_trio"},
     {"_pool", "_lease", "_context", "_visit", "_lifespan", "_read_ahead", "_answers", "_load"},
     {"_watchdog", "_monitor", "_stacks", "_app_options"},

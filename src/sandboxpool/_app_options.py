@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Any, Literal, TypedDict
 
@@ -33,6 +34,7 @@ class WrapOptions(TypedDict, total=False):
     leaks: Literal["ignore", "log", "retire", "raise"]
     ignore: Iterable[str]
     verify: float
+    hide_secrets: bool
     middleware: Mapping[Any, Literal["copy", "share", "fresh"]] | None
     min_size: int | None
     max_size: int | None
@@ -85,6 +87,7 @@ class AppOptions:
     leaks: str
     ignore: tuple[str, ...]
     verify: float
+    hide_secrets: bool
     stats: str | None
     watchdog: Watchdog | None
 
@@ -98,7 +101,9 @@ def check_app_options(
     lifespan: object,
     reset: object,
     leaks: object,
+    ignore: tuple[object, ...],
     verify: object,
+    hide_secrets: object,
     hooks: tuple[str, ...],
     thread_backend: object,
     thread_stack_size: object,
@@ -148,6 +153,9 @@ def check_app_options(
     _one_of("leaks", leaks, LEAKS)
     if isinstance(verify, bool) or not isinstance(verify, int | float) or not 0 <= verify <= 1:
         raise OptionError(f"verify={verify!r}: give the share of the requests, from 0.0 to 1.0.")
+    for name_ in ignore:
+        _check_leak_name(name_)
+    _true_or_false("hide_secrets", hide_secrets)
     if stats is not None and not (isinstance(stats, str) and stats.startswith("/")):
         raise OptionError(f"stats={stats!r}: give a path like '/stats', or None.")
     _true_or_false("isolate_context", isolate_context)
@@ -173,6 +181,25 @@ def check_app_options(
     check_count("max_size", 1 if max_size is None else max_size, least=1)
     for option, value in seconds.items():
         check_seconds(option, value, zero=option == "drain_timeout")
+
+
+_LEAK_NAME = re.compile(
+    r"""
+    (?: [\w*/] | \w\ (?=[\w*/\[]) )                        # a name; the word before it, `file /x`
+    (?: [^\[\]'"{}] | \[ (?: '[^']*' | "[^"]*" | [^'"\[\]]+ ) \] | \{[^{}]+\} )*
+    """,
+    re.VERBOSE,
+)
+
+
+def _check_leak_name(name: object) -> None:
+    if not isinstance(name, str):
+        raise OptionError(f"ignore has {name!r}: give names of leaks, like 'shop.state.hits'.")
+    if not _LEAK_NAME.fullmatch(name) or name.strip() != name or ".." in name:
+        raise OptionError(
+            f"ignore has {name!r}, which can be the name of no leak: give one as reports show it, "
+            "like 'shop.state.hits' or \"os.environ['LANG']\", in which `*` stands for anything."
+        )
 
 
 def _missing(value: object, *hooks: str) -> str:

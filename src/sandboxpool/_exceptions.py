@@ -265,7 +265,7 @@ class ConformanceError(SandboxPoolError, AssertionError):
         contract: The sentence of `sandboxpool.abc` behind it.
     """
 
-    def __init__(self, check: str, rule: str, seen: str, contract: str) -> None:
+    def __init__(self, check: str, rule: str, contract: str, *, seen: str) -> None:
         self.check = check
         self.rule = rule
         self.seen = seen

@@ -27,13 +27,14 @@ from ._exceptions import PoolClosedError
 from ._loop import Background, Home, Loop, Wakeup, running_loop
 from ._monitor import LoopMonitor
 from ._pool import Pool
-from ._stats import OLDEST_SHOWN, AppStatistics, RequestInFlight
+from ._stats import LEAKS_SHOWN, OLDEST_SHOWN, AppStatistics, LeakStatistics, RequestInFlight
 from ._ticks import Ticking
 from ._watchdog import DeadlineWatchdog, NoWatchdog
 from .abc import Sandbox, SandboxFactory, Watchdog
 from .run.loop import Running, drive
 
 if TYPE_CHECKING:
+    from .leaks._watch import LeakWatch
     from .run.cooperative import CooperativeTasks
 
 logger = logging.getLogger("sandboxpool")
@@ -45,9 +46,13 @@ _LAST_GRACE = 1.0
 
 
 class Counters:
-    """What a wrapped app has counted, in all of its loops."""
+    """What a wrapped app has counted, in all of its loops.
 
-    __slots__ = ("cut_off", "hung_up", "peak", "refused", "requests", "stalls")
+    Attributes:
+        leaks: What watches for leaks; `None` until that is needed.
+    """
+
+    __slots__ = ("cut_off", "hung_up", "leaks", "peak", "refused", "requests", "stalls")
 
     def __init__(self) -> None:
         self.requests = 0
@@ -56,6 +61,7 @@ class Counters:
         self.cut_off = 0
         self.hung_up = 0
         self.stalls = 0
+        self.leaks: LeakWatch | None = None
 
 
 class Runtime:
@@ -103,6 +109,7 @@ class Runtime:
             or options.slow_after is not None
         )
         self.monitor: LoopMonitor | None = None
+        self.leaks = self._leak_watch()
         self.owner = owner
         self._opening: list[Wakeup] | None = None
         self._opener: Background | None = None
@@ -127,6 +134,21 @@ class Runtime:
         pool: Pool[Sandbox] = Pool(self.factory, **self.options.pool)
         pool.hints = False  # its options are those of `wrap()`, which has not all of them
         return pool
+
+    def _leak_watch(self) -> LeakWatch | None:
+        """Return what watches for leaks, the same in all loops; without it nothing is imported."""
+        options, counters = self.options, self.counters
+        if options.leaks != "ignore" and counters.leaks is None:
+            from .leaks._watch import LeakWatch
+
+            counters.leaks = LeakWatch(
+                name=options.name,
+                mode=options.leaks,
+                ignore=options.ignore,
+                verify=options.verify,
+                hides_secrets=options.hide_secrets,
+            )
+        return counters.leaks
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -297,6 +319,8 @@ class Runtime:
                     # After the app, whose shutdown may still use them.
                     await self.closers.close_all(self.options.name)
                     self.closed = True
+                    if self.leaks is not None:
+                        self.leaks.close()
                     for wakeup in self._closers:
                         wakeup.wake()
         if failure is not None:
@@ -423,6 +447,14 @@ def statistics_of(
         hung_up=counters.hung_up,
         abandoned=getattr(pool.factory, "abandoned", 0) + len(options.abandoned),
         stalls=counters.stalls + (monitor.stalls if monitor else 0),
+        leaks=_leak_statistics(counters),
         pool=pool.statistics(),
         oldest=oldest,
     )
+
+
+def _leak_statistics(counters: Counters) -> LeakStatistics:
+    if counters.leaks is None:
+        return LeakStatistics()
+    counts = counters.leaks.counts
+    return LeakStatistics(counts.reports, counts.leaks, counts.most_frequent(LEAKS_SHOWN))

@@ -22,6 +22,7 @@ from ._deferred import run_deferred
 from ._exceptions import (
     ExecutionTimeoutError,
     FactoryError,
+    LeakError,
     LifespanError,
     PoolClosedError,
     PoolFullError,
@@ -306,8 +307,11 @@ class SandboxedApp:
         in_flight = runtime.in_flight
         result: Any = None
         whole = interrupted = dropped = False
-        app_context = token = None
+        app_context = token = visit = report = None
+        leaks = runtime.leaks
         try:
+            if leaks is not None:
+                visit = leaks.begin(lease, sandbox, runtime.loop.backend)
             in_flight[lease.id] = lease
             counters = runtime.counters
             counters.requests += 1
@@ -369,6 +373,10 @@ class SandboxedApp:
                     runtime.watchdog.ended(lease)
                 if lease._deferred:
                     await self._run_deferred(runtime, lease, app_context, alive=not dropped)
+                if visit is not None and leaks is not None and not interrupted:
+                    report = await leaks.end(visit, alive=not dropped, whole=whole)
+                    if report is not None and leaks.retires and slot.retire is None:
+                        slot.retire = "leaked"
             finally:
                 lease.seal()
                 leave = getattr(sandbox, "leave", None)
@@ -389,7 +397,11 @@ class SandboxedApp:
             finally:
                 if ahead is not None:
                     ahead.close()
-            return None
+                if visit is not None and leaks is not None:
+                    # Only now: the answer does not wait for it.
+                    report = await leaks.end(visit, alive=True, whole=False)
+        if report is not None and leaks is not None and leaks.raises:
+            raise LeakError(str(report), report)
         return result
 
     def _is_stats(self, scope: Scope) -> bool:

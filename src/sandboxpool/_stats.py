@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ._sandboxed import SandboxedApp
 
 OLDEST_SHOWN = 10
+LEAKS_SHOWN = 10
 
 
 @attrs.frozen
@@ -39,6 +40,21 @@ class RequestInFlight:
 
 
 @attrs.frozen
+class LeakStatistics:
+    """What the requests of a wrapped app have left behind in this process.
+
+    Attributes:
+        reports: Requests that have left something behind; always 0 with `leaks="ignore"`.
+        leaks: What they have left, altogether.
+        paths: What was left most often, ten at most: the path and how many times.
+    """
+
+    reports: int = 0
+    leaks: int = 0
+    paths: tuple[tuple[str, int], ...] = ()
+
+
+@attrs.frozen
 class AppStatistics:
     """What a wrapped app is doing and has done in this process.
 
@@ -58,6 +74,7 @@ class AppStatistics:
         abandoned: Threads that were left behind because what they run did not stop when it was
             cut off, and that have not come to their end yet.
         stalls: Times that the event loop was blocked for longer than `stall_after`.
+        leaks: What requests have left behind.
         pool: The figures of the pool.
         oldest: The requests in flight that started first, ten at most.
     """
@@ -75,6 +92,7 @@ class AppStatistics:
     hung_up: int
     abandoned: int
     stalls: int
+    leaks: LeakStatistics
     pool: PoolStatistics
     oldest: tuple[RequestInFlight, ...]
 

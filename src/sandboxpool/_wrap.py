@@ -109,6 +109,7 @@ def wrap(
     leaks: str = "ignore",
     ignore: Iterable[str] = (),
     verify: float = 1.0,
+    hide_secrets: bool = True,
     middleware: Mapping[Any, str] | None = None,
     min_size: int | None = None,
     max_size: int | None = None,
@@ -181,6 +182,8 @@ def wrap(
         ignore: Names of leaks that are none, like `"shop.state.hits"`, with `*` for anything.
         verify: Share of the requests after which a sandbox is compared with what it was after
             start-up, from 0.0 to 1.0.
+        hide_secrets: Whether reports of leaks leave out what looks like a password, a token or
+            a key, by its name or by itself.
         middleware: For a class of middleware (or its name) `"copy"` (default), `"share"` (all
             sandboxes have its attributes in common, but each has inner layers of its own) or
             `"fresh"` (constructed again for each sandbox).
@@ -251,6 +254,7 @@ def wrap(
             "that is wrapped.)"
         )
     hooks = _names("hooks", hooks)
+    ignore = _names("ignore", ignore)
     check_app_options(
         factory=factory,
         isolation=isolation,
@@ -263,7 +267,9 @@ def wrap(
         lifespan=lifespan,
         reset=reset,
         leaks=leaks,
+        ignore=ignore,
         verify=verify,
+        hide_secrets=hide_secrets,
         min_size=min_size,
         max_size=max_size,
         stats=stats,
@@ -363,8 +369,9 @@ def wrap(
         isolate_context=isolate_context,
         gc_freeze=gc_freeze,
         leaks=leaks,
-        ignore=_names("ignore", ignore),
+        ignore=ignore,
         verify=float(verify),
+        hide_secrets=hide_secrets,
         stats=stats,
         watchdog=watchdog,
     )

@@ -51,6 +51,7 @@ GIVEN: dict[str, tuple[str, Any]] = {
     "leaks": ("retire", "retire"),
     "ignore": ("shop.state.hits,shop.cache.*", ["shop.state.hits", "shop.cache.*"]),
     "verify": ("0.01", 0.01),
+    "hide_secrets": ("false", False),
     "middleware": ("CORS=share,Gzip=fresh", {"CORS": "share", "Gzip": "fresh"}),
     "min_size": ("2", 2),
     "max_size": ("3", 3),

@@ -1,0 +1,1 @@
+"""What a request leaves behind: snapshot, compare, report."""

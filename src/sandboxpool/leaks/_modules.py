@@ -1,0 +1,158 @@
+"""The app's own modules, and what requests change in those that all sandboxes share."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import sysconfig
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from sandboxpool._context import RequestLease
+
+from ._difference import Difference
+from ._picture import Picture
+from ._shared import Found, Presence
+
+# What serves apps, and is not theirs.
+_FRAMEWORKS = frozenset(
+    {
+        "anyio", "asgiref", "django", "fastapi", "flask", "granian", "hypercorn", "pydantic",
+        "sandboxpool", "starlette", "uvicorn", "werkzeug",
+    }
+)  # fmt: skip
+# What leads from an app to its endpoints and its inner apps.
+_LEADS = ("app", "_app", "router", "routes", "endpoint", "view_functions", "user_middleware", "cls")
+_OBJECTS_AT_MOST = 20_000
+
+
+def packages_of(app: object) -> frozenset[str]:
+    """Return the top-level names of the packages that an app was written in."""
+    tops = {module.partition(".")[0] for module in _modules_in(app)}
+    tops -= _FRAMEWORKS | sys.stdlib_module_names | {""}
+    # An endpoint may come from a library; an app that is installed itself is no library.
+    own = {top for top in tops if not _is_installed(top)}
+    return frozenset(own or tops)
+
+
+def modules_of(packages: frozenset[str]) -> dict[str, ModuleType]:
+    """Return the loaded modules of packages, by name, those that were imported last first.
+
+    These are more likely to have made what several of them have: others have it from them.
+    """
+    return {
+        name: module
+        for name, module in reversed(list(sys.modules.items()))
+        if type(module) is ModuleType and name.partition(".")[0] in packages
+    }
+
+
+def _is_installed(top: str) -> bool:
+    module = sys.modules.get(top)
+    places = [getattr(module, "__file__", None), *(getattr(module, "__path__", None) or ())]
+    folders = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
+    return any(place and place.startswith(folder) for place in places for folder in folders)
+
+
+def _modules_in(app: object) -> Iterator[str]:
+    rest: list[Any] = [app]
+    seen: set[int] = set()
+    while rest and len(seen) < _OBJECTS_AT_MOST:
+        value = rest.pop()
+        if id(value) in seen or value is None:
+            continue
+        seen.add(id(value))
+        if isinstance(value, functools.partial):
+            rest.append(value.func)
+        elif isinstance(value, MethodType):
+            rest.extend((value.__func__, value.__self__))
+        elif isinstance(value, FunctionType):
+            yield value.__module__ or ""
+            rest.append(getattr(value, "__wrapped__", None))
+        elif isinstance(value, type):
+            yield value.__module__
+        elif isinstance(value, (list, tuple)):
+            rest.extend(value)
+        elif isinstance(value, Mapping):
+            rest.extend(list(value.values()))
+        else:
+            yield type(value).__module__
+            attributes = getattr(value, "__dict__", {})
+            rest.extend(attributes[name] for name in _LEADS if name in attributes)
+
+
+class ModulesWatch:
+    """Watches the app's own modules that all of its sandboxes share.
+
+    Args:
+        packages: The top-level packages of the app.
+        private: The names of those modules of these that each sandbox has for itself.
+    """
+
+    def __init__(self, packages: frozenset[str], private: Iterable[str]) -> None:
+        self._packages = packages
+        self._private = private
+        self._presence = Presence()
+        self._lock = threading.Lock()
+        self._loaded = 0
+        self._picture = Picture({})
+
+    @property
+    def modules(self) -> Mapping[str, ModuleType]:
+        """The modules, by name."""
+        return self._picture.modules
+
+    def begin(self, lease: RequestLease, *, looks: bool) -> None:
+        """Note a request that begins."""
+        with self._lock:
+            if looks and not self._presence.now():
+                self._look()
+            self._presence.enter(lease)
+
+    def end(self, lease: RequestLease, *, looks: bool) -> list[Found]:
+        """Return what has changed by the end of a request."""
+        with self._lock:
+            self._presence.leave(lease)
+            if not looks:
+                return []
+            leases = tuple(sorted(self._presence.since))
+            differences = self._look()
+        return [Found.from_difference(difference, "modules", leases) for difference in differences]
+
+    def _look(self) -> list[Difference]:
+        differences = self._picture.compare()
+        if len(sys.modules) != self._loaded:
+            self._loaded = len(sys.modules)
+            modules = modules_of(self._packages)
+            for name in self._private:
+                modules.pop(name, None)
+            if self._picture.modules.keys() != modules.keys():
+                self._picture = Picture(modules)
+        self._presence.looked()
+        return differences
+
+
+class PrivateModulesWatch:
+    """Watches the modules that each sandbox has for itself."""
+
+    def __init__(self) -> None:
+        self._pictures: WeakKeyDictionary[Any, Picture] = WeakKeyDictionary()
+
+    def begin(self, sandbox: Any) -> None:
+        """Take how the modules of a sandbox are for how they are to be."""
+        modules: Mapping[str, ModuleType] = getattr(sandbox, "modules", {})
+        if not modules:
+            return
+        picture = self._pictures.get(sandbox)
+        if picture is None or picture.modules.keys() != modules.keys():
+            self._pictures[sandbox] = Picture(dict(modules))
+        else:
+            picture.compare()  # whoever has put something back has changed it again
+
+    def end(self, sandbox: Any) -> list[Difference]:
+        """Return what a request has changed in them."""
+        picture = self._pictures.get(sandbox)
+        return [] if picture is None else picture.compare()
