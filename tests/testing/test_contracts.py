@@ -12,7 +12,7 @@ import pytest
 import sandboxpool.abc
 from sandboxpool import testing
 
-KITS = [value for name, value in vars(testing).items() if name.endswith("Conformance")]
+KITS = [getattr(testing, name) for name in testing.__all__ if name.endswith("Conformance")]
 
 
 @pytest.mark.parametrize(
@@ -27,10 +27,18 @@ def test_checks_quote_the_contract(kit: type[testing.Conformance], name: str) ->
     assert " ".join(quoted[1].split()) in " ".join(inspect.getsource(sandboxpool.abc).split())
 
 
+def test_names_of_the_package() -> None:
+    """Each name of `sandboxpool.testing` is there, `dir()` has it, and others are not."""
+    assert {*testing.__all__} <= {*dir(testing)}
+    assert all(getattr(testing, name).__doc__ for name in testing.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'check_all'"):
+        testing.check_all  # noqa: B018
+
+
 def test_kits_need_no_pytest() -> None:
     """`import sandboxpool.testing` loads neither pytest nor Trio nor a framework."""
     code = (
-        "import sandboxpool.testing, sys; "
+        "from sandboxpool.testing import *; import sys; "
         "print(*[m for m in ('pytest', 'trio', 'starlette', 'fastapi') if m in sys.modules])"
     )
     done = subprocess.run(

@@ -70,7 +70,7 @@ TESTS = """
 
 INI = """
     [pytest]
-    addopts = -p no:cacheprovider -p no:asyncio -p no:xdist
+    addopts = -p no:cacheprovider -p no:asyncio -p no:xdist -p no:hypothesispytest
     pythonpath = .
     sandboxpool_app = shop.main:app
     filterwarnings = error
