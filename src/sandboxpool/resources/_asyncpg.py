@@ -8,10 +8,12 @@ from typing import Any
 
 import asyncpg  # type: ignore[import-untyped] # it has no types of its own
 
+from sandboxpool._context import current
+
 from ._member import Driver, Member
 from ._postgres import MAX_CONNECTIONS, RESET
 from ._resource import code_of
-from ._sql import Effect, effect_of
+from ._sql import Effect, effect_of, verdicts
 
 Setup = Callable[[Any], Awaitable[object]]
 _execute = asyncpg.Connection.execute
@@ -52,15 +54,19 @@ class Connection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no typ
         with _running(self.member, effect_of(query)):
             return await _execute(self, query, *args, timeout=timeout)
 
-    async def _execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+    async def _execute(self, query: Any, args: Any, limit: Any, timeout: Any, **more: Any) -> Any:
         # What nearly all queries go through: written out, for speed.
         member = self.member
-        effect = effect_of(query)
-        if effect > member.effect:
-            member.effect = effect
-        member.begin()
+        effect = verdicts.get(query)
+        if effect != 0:
+            member.effect = max(member.effect, effect_of(query))
+        borrow = member.borrow
+        if borrow is not None and borrow.lease is current.get():
+            member.running += 1
+        else:
+            member.begin()
         try:
-            result = await _fetch(self, query, *args, **kwargs)
+            result = await _fetch(self, query, args, limit, timeout, **more)
         except BaseException as error:
             member.end(error)
             raise

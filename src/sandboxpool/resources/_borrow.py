@@ -8,7 +8,7 @@ from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from sandboxpool._context import current
+from sandboxpool._context import RequestLease, current
 from sandboxpool._exceptions import DeadlockError, LeaseEndedError, PoolTimeoutError
 from sandboxpool._lease import Unset
 from sandboxpool._slots import Slot
@@ -39,29 +39,24 @@ class Borrow(Generic[T]):
         noted: Whether it was reported as idle.
     """
 
-    __slots__ = (
-        "_binding",
-        "_here",
-        "_number",
-        "_shared",
-        "_slot",
-        "_timeout",
-        "began",
-        "lease",
-        "member",
-        "noted",
-        "own",
-        "task",
-    )
+    # What most uses do not change is a default of the class: one store less on each.
+    own = False
+    noted = False
+    member: Member | None = None
+    _slot: Slot[Member] | None = None
+    _number = 0
+    _binding: Binding | None = None
+
+    lease: RequestLease | None
+    task: Any
+    began: float
+    _here: Here
 
     def __init__(self, shared: Shared, timeout: float | Unset | None, own: bool = False) -> None:
         self._shared = shared
         self._timeout = timeout
-        self._slot: Slot[Member] | None = None
-        self._number = 0
-        self.own = own
-        self.member: Member | None = None
-        self.noted = False
+        if own:
+            self.own = True
 
     @property
     def who(self) -> str:
@@ -98,7 +93,7 @@ class Borrow(Generic[T]):
         if lease is not None:
             if lease.ended:
                 lease.check_open()
-            binding = here.bindings.get(lease) or Binding.of(here, lease)
+            binding = self._binding = here.bindings.get(lease) or Binding.of(here, lease)
         self.task = here.current_task()
         slot = here.take()
         if slot is None:
@@ -107,7 +102,6 @@ class Borrow(Generic[T]):
             shared.wait_counts[0] += 1
         member = slot.item
         self._here, self._slot, self._number = here, slot, slot.lease
-        self._binding = binding
         self.member = member
         member.borrow = self
         self.began = slot.since
@@ -165,15 +159,15 @@ class Borrow(Generic[T]):
             reason: Why to close it instead, if so.
             used: Whether anything was done with it.
         """
-        slot, self._slot = self._slot, None
+        slot = self._slot
         if slot is None:
             return
         here = self._here
         if here.home._thread_id != get_ident():
             # A driver's connection is touched in its own loop only.
-            self._slot = slot
             here.call(partial(self.release, reason))
             return
+        self._slot = None
         here.borrows.pop(self, None)
         binding = self._binding
         if binding is not None:

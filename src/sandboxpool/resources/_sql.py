@@ -105,18 +105,18 @@ _FUNCTIONS = _words(
 _TEMPORARY = frozenset(("temp", "temporary", "pg_temp"))
 _WORDS_BEFORE_NAMES = frozenset(("into", "table", "update", "as", "references", "copy", "index"))
 
-_verdicts: dict[str, Effect] = {}
+verdicts: dict[str, Effect] = {}
 
 
 def effect_of(statement: str) -> Effect:
     """Return what a text of SQL for PostgreSQL leaves behind at most."""
-    verdict = _verdicts.get(statement)
+    verdict = verdicts.get(statement)
     if verdict is None:
         verdict = _read(statement)
-        if len(_verdicts) >= _REMEMBERED:
-            _verdicts.clear()
+        if len(verdicts) >= _REMEMBERED:
+            verdicts.clear()
         if len(statement) <= _LONGEST:
-            _verdicts[statement] = verdict
+            verdicts[statement] = verdict
     return verdict
 
 
