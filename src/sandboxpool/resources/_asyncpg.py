@@ -162,7 +162,9 @@ class AsyncpgDriver(Driver[Any]):
 
     def alive(self, member: Member) -> bool:
         # The loop has told the driver when the server closed the connection.
-        return not member.connection.is_closed()
+        connection = member.connection
+        protocol = connection._protocol
+        return protocol is not None and not connection._aborted and protocol.is_connected()
 
     async def check(self, member: Member) -> bool:
         await _execute(member.connection, "")

@@ -114,7 +114,7 @@ class Borrow(Generic[T]):
                 lease.check_open()
         if not here._looking:
             here.look_later()
-        lent: T = here.driver.lend(member)
+        lent: T = here.driver.lend(member) if here.lends else member.connection
         return lent
 
     __aenter__ = acquire

@@ -15,7 +15,7 @@ from sandboxpool._pool import Pool
 from sandboxpool._slots import Slot
 from sandboxpool._stacks import stack_of
 
-from ._member import SERVICE, UNUSED, Member
+from ._member import SERVICE, UNUSED, Driver, Member
 from ._tasks import how_to_tell_the_task
 from ._waits import find_deadlock, waits
 
@@ -37,6 +37,7 @@ class Here:
         borrows: Who has a connection.
         bindings: What each request has, by lease.
         ready: Whether it is open.
+        lends: Whether borrowers get something else than the connection itself.
         last_use: How often a connection that is not worn out was used before, at most.
         owners: The apps that have used it; the last one that ends closes it.
     """
@@ -53,6 +54,7 @@ class Here:
         self.owners: set[object] = set()
         self.closed = False
         self.ready = False
+        self.lends = type(self.driver).lend is not Driver.lend
         self._alive = self.driver.alive
         # What a driver keeps for this loop, and closes with it.
         self.extras: dict[str, Any] = {}
