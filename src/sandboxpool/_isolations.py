@@ -48,6 +48,12 @@ def isolate(
             "for each sandbox."
         )
     if isolation == "module":
+        if keep and reset == "restore":
+            raise OptionError(
+                f"keep={keep!r} cannot go with isolation='module', which executes them again "
+                "rather than putting them back: keep what shall survive in a sandboxpool.Cache, or "
+                "pass reset='keep'."
+            )
         from .isolation.module import ModuleFactory
 
         return ModuleFactory(

@@ -172,6 +172,7 @@ def wrap(
         reset: What happens to a sandbox between two requests: `"restore"` puts it back as it
             was after start-up, `"fresh"` replaces it by a new one made ahead of need, `"keep"`
             leaves it as it is, a function (sync or async) is called with the sandbox instead.
+            With `isolation="module"`, `"restore"` does what `"fresh"` does.
         keep: Names that survive a reset, like `"state.cache"`.
         share: Names of plain data that all sandboxes share, like `"state.catalogue"`.
         packages: With `isolation="module"`, the packages whose modules are private; by default
@@ -330,11 +331,13 @@ def wrap(
         max_size = max(most, min_size or 0)
     if min_size is None:
         min_size = min(least, max_size)
-    if reset == "fresh":
+    # Private modules are as they were after start-up when they are executed again.
+    if reset == "fresh" or (reset == "restore" and kind == "module"):
         if max_uses not in (None, 1):
+            with_modules = " with isolation='module'" if reset == "restore" else ""
             raise OptionError(
-                f"max_uses={max_uses!r} cannot go with reset='fresh', which uses no sandbox twice: "
-                "leave out one of the two."
+                f"max_uses={max_uses!r} cannot go with reset={reset!r}{with_modules}, which uses "
+                "no sandbox twice: leave out one of the two."
             )
         max_uses = 1
     pool: dict[str, Any] = {

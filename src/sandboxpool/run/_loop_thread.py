@@ -15,8 +15,8 @@ from typing import Any
 
 import anyio
 
-from sandboxpool._exceptions import ThreadLimitError
 from sandboxpool._closers import Closers
+from sandboxpool._exceptions import ThreadLimitError
 from sandboxpool._loop import Loop, Wakeup, running_loop
 from sandboxpool._stacks import is_waiting
 

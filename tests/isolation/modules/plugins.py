@@ -1,0 +1,14 @@
+"""Code outside of the private packages that imports by name, as plugin systems do."""
+
+from __future__ import annotations
+
+import pkgutil
+from typing import Any
+
+
+def load(name: str) -> Any:
+    return pkgutil.resolve_name(name)
+
+
+def attribute(module: str, name: str) -> Any:
+    return getattr(__import__(module, fromlist=[name]), name)
