@@ -7,7 +7,7 @@ import importlib.metadata
 import platform
 from collections.abc import Callable
 
-from . import blocking, cache, clone, http, pool, request, resources
+from . import blocking, cache, clone, http, pool, request, resources, testing
 
 # Each measures one part of the library and prints its tables.
 PARTS: dict[str, Callable[[bool], object]] = {
@@ -17,6 +17,7 @@ PARTS: dict[str, Callable[[bool], object]] = {
     "http": http.run,
     "cache": cache.run,
     "resources": resources.run,
+    "testing": testing.run,
     "blocking": blocking.run,
 }
 # Run unless others are named: that about code that blocks takes a quarter of an hour by itself.

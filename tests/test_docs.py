@@ -141,7 +141,10 @@ def test_code_in_pages_is_true(path: Path, tmp_path: Path, monkeypatch: pytest.M
             )
     finally:
         for name in set(sys.modules) - known:
-            if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            module = sys.modules[name]
+            # Those without an `__init__.py` have no file.
+            places = (getattr(module, "__file__", None), *getattr(module, "__path__", ()))
+            if any(str(tmp_path) in str(place) for place in places):
                 del sys.modules[name]
 
 

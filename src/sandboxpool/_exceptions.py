@@ -27,6 +27,7 @@ __all__ = (
     "CacheValueError",
     "ChildDeadlockError",
     "ChildTimeoutError",
+    "ConformanceError",
     "ConnectionBusyError",
     "DeadlockError",
     "ExecutionTimeoutError",

@@ -291,6 +291,7 @@ def test_anyio(shop: pytest.Pytester) -> None:
     shop.runpytest_subprocess("-k", "asyncio or trio").assert_outcomes(passed=6)
 
 
+@pytest.mark.slow
 def test_pytest_asyncio(shop: pytest.Pytester) -> None:
     """Async tests of pytest-asyncio work, in its strict and in its auto mode."""
     shop.makeini(INI.replace(" -p no:asyncio", ""))
@@ -330,6 +331,7 @@ def test_loop_of_the_test(shop: pytest.Pytester) -> None:
     shop.runpytest_subprocess("-k", "asyncio or trio").assert_outcomes(passed=2)
 
 
+@pytest.mark.slow
 def test_xdist(shop: pytest.Pytester) -> None:
     """With pytest-xdist each worker has sandboxes of its own."""
     shop.makeini(INI.replace(" -p no:xdist", ""))
@@ -338,6 +340,7 @@ def test_xdist(shop: pytest.Pytester) -> None:
     shop.runpytest_subprocess("-n", "2").assert_outcomes(passed=2)
 
 
+@pytest.mark.slow
 def test_coverage(shop: pytest.Pytester) -> None:
     """pytest-cov sees the lines that run in private modules, under their own names."""
     configure(shop, "sandboxpool_isolation = module")
@@ -696,8 +699,12 @@ def test_app_that_does_not_stop(shop: pytest.Pytester) -> None:
 # --- kits -------------------------------------------------------------------------------------
 
 
-def test_kits_run_by_themselves(shop: pytest.Pytester) -> None:
+@pytest.mark.parametrize("asyncio", [False, True], ids=["alone", "beside pytest-asyncio"])
+def test_kits_run_by_themselves(shop: pytest.Pytester, asyncio: bool) -> None:
     """A kit's checks run on asyncio and on Trio, without a marker or a mode."""
+    if asyncio:
+        shop.makeini(INI.replace(" -p no:asyncio", ""))
+        configure(shop, "asyncio_default_fixture_loop_scope = function")
     shop.makepyfile(
         """
         from sandboxpool import Pool

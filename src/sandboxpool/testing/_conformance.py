@@ -43,9 +43,10 @@ def check(
             raise
         except Exception as error:
             cause = _single(error)
-            raise ConformanceError(
+            found = ConformanceError(
                 name, *_rule_and_contract(test), seen=_seen(cause, self.patience)
-            ) from cause
+            )
+            raise found from (None if isinstance(cause, BrokenRule) else cause)
 
     run.__sandboxpool_check__ = True  # type: ignore[attr-defined]
     return run
