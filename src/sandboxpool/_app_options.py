@@ -59,6 +59,7 @@ class WrapOptions(TypedDict, total=False):
     isolate_context: bool
     gc_freeze: bool
     stats: str | None
+    resources: Iterable[Any]
     watchdog: Watchdog | None
     name: str | None
 
@@ -89,6 +90,7 @@ class AppOptions:
     verify: float
     hide_secrets: bool
     stats: str | None
+    resources: tuple[Any, ...]
     watchdog: Watchdog | None
 
 

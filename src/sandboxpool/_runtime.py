@@ -24,6 +24,7 @@ from ._app_options import AppOptions
 from ._closers import Closers
 from ._context import RequestLease
 from ._exceptions import PoolClosedError
+from ._load import import_string
 from ._loop import Background, Home, Loop, Wakeup, running_loop
 from ._monitor import LoopMonitor
 from ._pool import Pool
@@ -186,6 +187,10 @@ class Runtime:
         if not asked:
             start = getattr(self.factory, "start_unasked", start)
         try:
+            for resource in self.options.resources:
+                if isinstance(resource, str):
+                    resource = import_string(resource)
+                await resource.open_for(self)
             await start()
             self._started = True
             await self._fill()
@@ -199,6 +204,7 @@ class Runtime:
             try:
                 with anyio.CancelScope(shield=True):
                     await self._stop_factory()
+                    await self.closers.close_all(self.options.name)
             except Exception as stopping:
                 logger.warning("%s: %s", self.options.name, stopping)
             if not isinstance(error, Exception):

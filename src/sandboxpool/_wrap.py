@@ -134,6 +134,7 @@ def wrap(
     isolate_context: bool = True,
     gc_freeze: bool = False,
     stats: str | None = None,
+    resources: Iterable[Any] = (),
     watchdog: Watchdog | None = None,
     name: str | None = None,
 ) -> SandboxedApp:
@@ -236,6 +237,9 @@ def wrap(
             concerns the whole process, and whatever exists at that moment.
         stats: A path at which the wrapped app shows its statistics as JSON, outside of the
             pool, so that it answers when every sandbox is taken.
+        resources: Resources of `sandboxpool.resources` that are opened before the app starts, so
+            that it does not start without them; as objects, or import strings like `"shop.db:db"`.
+            Others are opened by their first use. All are closed after the app.
         watchdog: Instead of the built-in one; see `sandboxpool.abc.Watchdog`.
         name: What errors, logs and statistics call the app.
 
@@ -376,6 +380,7 @@ def wrap(
         verify=float(verify),
         hide_secrets=hide_secrets,
         stats=stats,
+        resources=_resources(resources),
         watchdog=watchdog,
     )
     return SandboxedApp(loaded, sandboxes, options)
@@ -403,6 +408,21 @@ def _import_string(app: object) -> str:
             f"was given, {app!r}: pass an import string, like 'shop.main:app'."
         )
     return app
+
+
+def _resources(resources: Iterable[Any]) -> tuple[Any, ...]:
+    if isinstance(resources, str) or not isinstance(resources, Iterable):
+        raise OptionError(
+            f"resources={resources!r}: give several resources, as in resources=(db,)."
+        )
+    found = tuple(resources)
+    for each in found:
+        if not isinstance(each, str) and not callable(getattr(each, "open_for", None)):
+            raise OptionError(
+                f"resources=({each!r},): give what sandboxpool.resources declares, or an import "
+                "string like 'shop.db:db'."
+            )
+    return found
 
 
 def _policies(middleware: object) -> dict[Any, str]:

@@ -76,6 +76,7 @@ GIVEN: dict[str, tuple[str, Any]] = {
     "isolate_context": ("false", False),
     "gc_freeze": ("true", True),
     "stats": ("/stats", "/stats"),
+    "resources": ("shop.db:db,shop.db:cache", ["shop.db:db", "shop.db:cache"]),
     "watchdog": ("shop:Watchdog", "shop:Watchdog"),
     "name": ("shop", "shop"),
 }

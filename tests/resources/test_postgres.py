@@ -403,6 +403,19 @@ async def test_budget(postgres: str, driver: str, caplog: pytest.LogCaptureFixtu
         assert "lower max_size to 18, start fewer workers" in caplog.messages[-1]
 
 
+async def test_budget_at_the_start(
+    postgres: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An app whose workers may need too many connections says so when it starts."""
+    database = Database("asyncpg", postgres, max_size=20)
+    monkeypatch.setenv("WEB_CONCURRENCY", "30")
+
+    async def handle(path: str) -> None: ...
+
+    async with serving(handle, resources=(database.resource,)):
+        assert "30 workers x 20 connections = 600 of 297" in caplog.text
+
+
 async def test_budget_of_the_environment(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a number of workers it is that of the environment, and only servers with a limit."""
     database = Database("asyncpg", postgres, max_size=20)

@@ -347,6 +347,18 @@ def test_the_same_declaration_is_the_same_resource() -> None:
     assert first._shared is not other._shared, "two lines are two declarations"
 
 
+def test_functions_over_other_variables_are_others() -> None:
+    """The same lines over other variables or objects are another resource."""
+
+    def declare(value: object) -> Resource[object]:
+        return Resource(lambda: value)
+
+    first, second = declare("same"), declare("same")
+    assert first._shared is not second._shared
+    one, two = (Resource(lines.open) for lines in (Lines(), Lines()))
+    assert one._shared is not two._shared
+
+
 def test_a_resource_ends_with_its_handles() -> None:
     """When nobody holds the resource any more, the same line declares a new one."""
 
@@ -458,6 +470,50 @@ async def test_opened_before_the_first_request(lines: Lines) -> None:
             pass
         await ask(app)
     assert lines.closed == lines.opened != []
+
+
+async def test_opened_with_the_app(lines: Lines) -> None:
+    """What `wrap()` is told of is opened before the app starts, and closed after it."""
+    resource = lines.resource()
+
+    async def handle(path: str) -> None: ...
+
+    async with serving(handle, resources=(resource,)):
+        assert len(lines.opened) == 1
+    assert lines.closed == lines.opened
+
+
+async def test_no_start_without_it() -> None:
+    """If a resource cannot be opened, the app does not start; it may start later."""
+    there = False
+
+    def connect() -> object:
+        if not there:
+            raise ConnectionRefusedError("nobody there")
+        return object()
+
+    async def handle(path: str) -> None: ...
+
+    app = serving(handle, resources=(Resource(connect), f"{__name__}:SPARE"))
+    with pytest.raises(FactoryError, match="nobody there"):
+        await app.open()
+    there = True
+    async with app:
+        assert SPARE.statistics().loops == 1
+    assert SPARE.statistics().loops == 0
+
+
+SPARE = Resource(object, name="spare")
+
+
+@pytest.mark.parametrize("wrong", ["shop.db:db", 3, (object(),)])
+def test_no_resources(wrong: Any) -> None:
+    """What is no resource is refused by `wrap()`."""
+
+    async def handle(path: str) -> None: ...
+
+    with pytest.raises(OptionError, match="resources="):
+        serving(handle, resources=wrong)
 
 
 async def test_two_apps_share_it(lines: Lines) -> None:

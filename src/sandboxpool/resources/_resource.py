@@ -340,11 +340,17 @@ class Resource(Generic[T]):
         borrow.release(None, used=False)
 
     async def open_for(self, owner: Any) -> None:
-        """Open it as `open()` does, for an app that closes it when it ends."""
+        """Open it as `open()` does, for an app that closes it when it ends.
+
+        Where the server says how many connections it takes, see `budget()`, too many are warned of.
+        """
+        from ._budget import budget
+
         await self.open()
         here = self._shared.here()
         assert here is not None
         self._shared.own(here, owner)
+        await budget(self)
 
     async def aclose(self, timeout: float | None = 0) -> None:
         """Close the connections of the running event loop; the next use opens it again.
@@ -376,15 +382,15 @@ class Resource(Generic[T]):
 def code_of(function: Callable[..., Any] | None) -> object:
     """Return what makes two functions the same: one object, or made anew by the same lines.
 
-    What a function has bound (an object, a closure, defaults) must be the same objects.
+    What a function has bound (an object, variables, defaults) must be the same objects.
     """
     code = getattr(function, "__code__", None)
     if not isinstance(code, CodeType):
         return None if function is None else id(function)
-    cells = getattr(function, "__closure__", None) or ()
     bound = (
         getattr(function, "__self__", None),
-        *(cell.cell_contents for cell in cells),
+        # The cells, not what is in them now: that may change, in one and not in the other.
+        *(getattr(function, "__closure__", None) or ()),
         *(getattr(function, "__defaults__", None) or ()),
     )
     return code.co_filename, code.co_firstlineno, code.co_name, tuple(map(id, bound))
