@@ -722,7 +722,7 @@ def test_kits_run_by_themselves(shop: pytest.Pytester, asyncio: bool) -> None:
 
 
 def test_proxies_in_test_modules(shop: pytest.Pytester) -> None:
-    """A name in a test module that raises when it is asked, as proxies of Flask do, harms nothing."""
+    """A name in a test module that raises when asked, as proxies of Flask do, harms nothing."""
     shop.makepyfile(
         """
         from flask import current_app
