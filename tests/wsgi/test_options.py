@@ -132,7 +132,7 @@ def test_a_function_as_a_factory() -> None:
             r"isolation='clone' is for ASGI apps, but wsgi=True: leave it out",
         ),
         ({"isolation": "factory"}, r"pass the function that makes it, with factory=True"),
-        ({"keep": ["config"]}, r"keep=, share=, packages=, shared= and middleware= say what is private"),
+        ({"keep": ["config"]}, r"keep=, share=, packages=, shared= and middleware= say what"),
         ({"share": ["config"]}, r"but wsgi=True: leave them out"),
         ({"middleware": {"X": "share"}}, r"but wsgi=True: leave them out"),
     ],
