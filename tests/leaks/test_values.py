@@ -71,7 +71,7 @@ class Text(str):
         ({1}, "{1}"),
         (frozenset({1}), "{1}"),
         (list(range(10)), "[0, 1, 2, 3, 4, 5, ...]"),
-        (dict.fromkeys("abcdefgh"), "{%s, ... 2 more}" % ", ".join(f"'{c}': None" for c in "abcdef")),
+        (dict.fromkeys(range(7), 9), "{0: 9, 1: 9, 2: 9, 3: 9, 4: 9, 5: 9, ... 1 more}"),
         (Colour.RED, "Colour.RED"),
         (datetime.date(2020, 1, 2), "datetime.date(2020, 1, 2)"),
         (UUID(int=1), f"UUID('{HIDDEN}')"),

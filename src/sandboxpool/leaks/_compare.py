@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 from sandboxpool.isolation._data import CONTAINERS, MAPPINGS, SEQUENCES
@@ -52,10 +52,7 @@ def compare_containers(
             then, now = dict.get(before, key, ABSENT), dict.get(after, key, ABSENT)
             yield from compare_value(inner, then, now, seen)
     elif cls in SEQUENCES:
-        for number in range(size):
-            then = before[number] if number < len(before) else ABSENT
-            now = after[number] if number < len(after) else ABSENT
-            yield from compare_value(f"{path}[{number}]", then, now, seen)
+        yield from _compare_sequences(path, list(before), list(after), seen)
     elif cls is set:
         for item in before - after:
             yield Difference(f"{path}{{{key_text(item)}}}", "removed", item, ABSENT)
@@ -65,8 +62,33 @@ def compare_containers(
         yield Difference(path, "changed", before, after)
 
 
+def _compare_sequences(
+    path: str, before: list[Any], after: list[Any], seen: frozenset[int]
+) -> Iterator[Difference]:
+    """Yield what differs between two lists, without what has only moved to another place."""
+    begin, end = 0, 0
+    shorter = min(len(before), len(after))
+    while begin < shorter and _is_same(before[begin], after[begin]):
+        begin += 1
+    while end < shorter - begin and _is_same(before[-1 - end], after[-1 - end]):
+        end += 1
+    old, new = before[begin : len(before) - end], after[begin : len(after) - end]
+    for number in range(max(len(old), len(new))):
+        then = old[number] if number < len(old) else ABSENT
+        now = new[number] if number < len(new) else ABSENT
+        yield from compare_value(f"{path}[{begin + number}]", then, now, seen)
+
+
+def _is_same(before: Any, after: Any) -> bool:
+    if before is after:
+        return True
+    return type(before) is type(after) and type(before) in _BY_VALUE and bool(before == after)
+
+
 def key_text(key: Any) -> str:
     """Return a key as paths show it."""
     if type(key) is str and '"' not in key and "\\" not in key and key.isprintable():
         return f'"{key}"'
+    if type(key) is FunctionType or issubclass(type(key), type):
+        return f"{key.__module__}.{key.__qualname__}"
     return repr(key) if type(key) in _BY_VALUE else f"<{type(key).__qualname__}>"

@@ -99,7 +99,10 @@ class Files:
             return OpenFile(number, identity, name, pooled=name.startswith("socket to "))
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             return None  # pipes, and what event loops are made of
-        return OpenFile(number, identity, f"file {_target(number)}", pooled=False)
+        target = _target(number)
+        if target.endswith((".py", ".pyc")):
+            return None  # it is being imported, or read for a traceback, by whichever thread
+        return OpenFile(number, identity, f"file {target}", pooled=False)
 
     def _name_of_socket(self, number: int) -> str | None:
         """Return what to call a socket, `None` if it is the server's."""

@@ -12,6 +12,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from sandboxpool._context import RequestLease
+from sandboxpool.isolation._graph import getattr_dict
 
 from ._difference import Difference
 from ._picture import Picture
@@ -39,13 +40,14 @@ def packages_of(app: object) -> frozenset[str]:
 
 
 def modules_of(packages: frozenset[str]) -> dict[str, ModuleType]:
-    """Return the loaded modules of packages, by name, those that were imported last first.
+    """Return the loaded modules of packages, by name.
 
-    These are more likely to have made what several of them have: others have it from them.
+    In the order in which their imports have ended (importlib moves each to the end then), which
+    is that in which one has from another what several of them have.
     """
     return {
         name: module
-        for name, module in reversed(list(sys.modules.items()))
+        for name, module in list(sys.modules.items())
         if type(module) is ModuleType and name.partition(".")[0] in packages
     }
 
@@ -65,22 +67,24 @@ def _modules_in(app: object) -> Iterator[str]:
         if id(value) in seen or value is None:
             continue
         seen.add(id(value))
-        if isinstance(value, functools.partial):
+        # Never `isinstance()`: a proxy that stands for nothing yet raises when it is asked.
+        cls = type(value)
+        if issubclass(cls, functools.partial):
             rest.append(value.func)
-        elif isinstance(value, MethodType):
+        elif cls is MethodType:
             rest.extend((value.__func__, value.__self__))
-        elif isinstance(value, FunctionType):
+        elif cls is FunctionType:
             yield value.__module__ or ""
-            rest.append(getattr(value, "__wrapped__", None))
-        elif isinstance(value, type):
-            yield value.__module__
-        elif isinstance(value, (list, tuple)):
+            rest.append(value.__dict__.get("__wrapped__"))
+        elif issubclass(cls, type):
+            yield str(value.__module__)
+        elif issubclass(cls, (list, tuple)):
             rest.extend(value)
-        elif isinstance(value, Mapping):
-            rest.extend(list(value.values()))
+        elif issubclass(cls, dict):
+            rest.extend(dict.values(value))
         else:
-            yield type(value).__module__
-            attributes = getattr(value, "__dict__", {})
+            yield str(cls.__module__)
+            attributes = getattr_dict(value) or {}
             rest.extend(attributes[name] for name in _LEADS if name in attributes)
 
 
@@ -148,7 +152,8 @@ class PrivateModulesWatch:
             return
         picture = self._pictures.get(sandbox)
         if picture is None or picture.modules.keys() != modules.keys():
-            self._pictures[sandbox] = Picture(dict(modules))
+            # Here they are in the order in which their imports have begun.
+            self._pictures[sandbox] = Picture(dict(reversed(list(modules.items()))))
         else:
             picture.compare()  # whoever has put something back has changed it again
 

@@ -8,11 +8,12 @@ these. Objects of anybody else are opaque. It only reads, and puts nothing back.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from gc import get_referents
 from operator import is_not
 from types import CellType, FunctionType, MethodType, ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
-from sandboxpool.isolation._data import CONTAINERS, MAPPINGS, SEQUENCES
+from sandboxpool.isolation._data import CONTAINERS, MAPPINGS, SCALARS, SEQUENCES
 from sandboxpool.isolation._graph import getattr_dict, slot_names
 
 from ._compare import compare_value, key_text
@@ -24,6 +25,10 @@ _LONGEST = 10_000  # items of a container that are looked into
 _STALE_AT_MOST = 500
 _MUTABLE = CONTAINERS - {tuple}
 _NOTHING: Mapping[Any, Any] = {}
+Read: TypeAlias = Callable[[Any], Mapping[Any, Any]]
+Name: TypeAlias = Callable[[str, Any], str]
+_SIZED = MAPPINGS | SEQUENCES | {set}
+_PLAIN = SCALARS - {type}
 _SIZE = object()  # stands for the items of a container that has too many
 
 
@@ -33,32 +38,49 @@ class _Entry:
     Attributes:
         path: What it is called.
         owner: The object.
+        target: What refers to all that is in it, for `gc.get_referents()`.
         read: Returns what is in it, as a dict.
         name: Returns what to call an item of it.
         known: What was in it when it was looked at last.
+        referents: What *target* referred to then.
         deep: How far it is from a module.
     """
 
-    __slots__ = ("deep", "known", "name", "owner", "path", "read")
+    __slots__ = ("deep", "known", "name", "owner", "path", "read", "referents", "target")
 
-    def __init__(
-        self,
-        path: str,
-        owner: Any,
-        read: Callable[[Any], Mapping[Any, Any]],
-        name: Callable[[str, Any], str],
-        deep: int,
-    ) -> None:
+    def __init__(self, path: str, owner: Any, target: Any, read: Read, name: Name, deep: int):
         self.path = path
         self.owner = owner
+        self.target = target
         self.read = read
         self.name = name
         self.deep = deep
-        self.known: Mapping[Any, Any] = _NOTHING
+        self.known = read(owner)
+        self.referents = self.now()
+
+    def now(self) -> list[Any]:
+        """Return what is in it, as cheaply as possible."""
+        target = self.target
+        cls = type(target)
+        if cls is bytearray or (cls in _SIZED and len(target) > _LONGEST):
+            return [bytes(target) if cls is bytearray else len(target)]
+        # Of dicts with text for keys, only the values are shown.
+        return get_referents(target) if cls not in MAPPINGS else [*target, *get_referents(target)]
+
+    def changed(self) -> bool:
+        """Tell whether anything in it differs."""
+        now, then = self.now(), self.referents
+        if len(now) == len(then) and not any(map(is_not, now, then)):
+            return False
+        self.referents = now
+        return True
 
 
 class Picture:
     """What is in modules.
+
+    The usual case is that nothing has changed, which one comparison of one flat list proves, as
+    it does for the reset of a clone.
 
     Args:
         modules: The modules, by the names that paths begin with. Where the same object is in
@@ -73,28 +95,57 @@ class Picture:
         self._entries: list[_Entry] = []
         self._known: dict[int, Any] = {}
         self._stale = 0
+        self._targets: list[Any] = []
+        self._then: list[Any] = []
+        self._keyed: list[Any] = []
+        self._keys: list[tuple[Any, ...]] = []
+        self._others: list[_Entry] = []
         self._take()
 
     def _take(self) -> None:
         self._entries, self._known, self._stale = [], {}, 0
         for name, module in self.modules.items():
-            self._add(name, module, _variables, _dotted, 0)
+            self._add(name, module, vars(module), _variables, _dotted, 0)
+        self._flatten()
+
+    def _flatten(self) -> None:
+        plain: list[_Entry] = []
+        self._others = []
+        for entry in self._entries:
+            target = entry.target
+            large = type(target) in _SIZED and len(target) > _LONGEST
+            (self._others if large or type(target) is bytearray else plain).append(entry)
+        self._targets = [entry.target for entry in plain]
+        self._then = get_referents(*self._targets)
+        # Text is not shown among them where it is a key. What is in modules, classes and objects
+        # has names, one of which hardly takes the place of another with the very same value.
+        self._keyed = [entry.target for entry in plain if entry.read is _mapping]
+        self._keys = list(map(tuple, self._keyed))
+
+    def changed(self) -> bool:
+        """Tell whether anything has changed since the last look."""
+        try:
+            # Equality begins with identity. What is equal without being identical is no change.
+            if get_referents(*self._targets) != self._then:
+                return True
+            if list(map(tuple, self._keyed)) != self._keys:
+                return True
+        except Exception:
+            return True  # the `__eq__` of a value that was not there before
+        return any(entry.now() != entry.referents for entry in self._others)
 
     def compare(self) -> list[Difference]:
         """Return what has changed since the last look, which from now on is this one."""
+        if not self.changed():
+            return []
         found: list[Difference] = []
         for entry in list(self._entries):
             try:
-                now = entry.read(entry.owner)
+                if not entry.changed():
+                    continue
+                known, now = entry.known, entry.read(entry.owner)
             except RuntimeError:
                 continue  # another thread changes it right now
-            known = entry.known
-            if (
-                len(now) == len(known)
-                and not any(map(is_not, now.values(), known.values()))
-                and not any(map(is_not, now, known))
-            ):
-                continue
             entry.known = now
             if _SIZE in now or _SIZE in known:
                 size = known.get(_SIZE, len(known)), now.get(_SIZE, len(now))
@@ -111,65 +162,78 @@ class Picture:
                 self._walk(path, after, entry.deep + 1)
         if self._stale > _STALE_AT_MOST:
             self._take()
+        else:
+            self._flatten()
         return found
 
-    def _add(
-        self,
-        path: str,
-        owner: Any,
-        read: Callable[[Any], Mapping[Any, Any]],
-        name: Callable[[str, Any], str],
-        deep: int,
-    ) -> None:
+    # --- what there is ------------------------------------------------------------------------
+
+    def _add(self, path: str, owner: Any, target: Any, read: Read, name: Name, deep: int) -> None:
         if len(self._entries) >= _ENTRIES_AT_MOST:
             return
-        entry = _Entry(path, owner, read, name, deep)
+        entry = _Entry(path, owner, target, read, name, deep)
         self._entries.append(entry)
-        entry.known = read(owner)
         if deep < _DEEPEST and len(entry.known) <= _LONGEST:
             for key, value in list(entry.known.items()):
                 self._walk(name(path, key), value, deep + 1)
 
     def _walk(self, path: str, value: Any, deep: int) -> None:
         cls = type(value)
-        if id(value) in self._known:
+        if cls in _PLAIN or id(value) in self._known:
             return
-        if cls in _MUTABLE or cls is tuple:
-            if cls is not tuple:
-                self._known[id(value)] = value
+        if cls is tuple:
+            if deep < _DEEPEST and len(value) <= _LONGEST:
+                for number, item in enumerate(value):
+                    self._walk(f"{path}[{number}]", item, deep + 1)
+        elif cls in _MUTABLE:
+            self._known[id(value)] = value
             if cls is SimpleNamespace:
-                self._add(path, value, _attributes, _dotted, deep)
+                self._add(path, value, vars(value), _attributes, _dotted, deep)
             else:
-                self._add(path, value, _READERS.get(cls, _mapping), _NAMES.get(cls, _item), deep)
+                read, name = _READERS.get(cls, _mapping), _NAMES.get(cls, _item)
+                self._add(path, value, value, read, name, deep)
         elif cls is FunctionType:
             if value.__module__ in self.modules:
                 self._known[id(value)] = value
-                self._function(path, value, deep)
+                self._function(_own_path(value, path), value, deep)
         elif cls is MethodType or issubclass(cls, (classmethod, staticmethod)):
             self._walk(path, value.__func__, deep)
         elif issubclass(cls, type):
             if value.__module__ in self.modules:
                 self._known[id(value)] = value
-                self._add(path, value, _variables, _dotted, deep)
+                (variables,) = get_referents(vars(value))  # what the proxy stands for
+                self._add(_own_path(value, path), value, variables, _variables, _dotted, deep)
         elif cls.__module__ in self.modules:
             self._known[id(value)] = value
-            if getattr_dict(value) is not None or slot_names(cls):
-                self._add(path, value, _attributes, _dotted, deep)
-            if issubclass(cls, dict):
-                self._add(path, value, _mapping, _item, deep)
-            elif issubclass(cls, list):
-                self._add(path, value, _list, _item, deep)
+            self._object(path, value, cls, deep)
+
+    def _object(self, path: str, value: Any, cls: type, deep: int) -> None:
+        attributes = getattr_dict(value)
+        if attributes is not None:
+            self._add(path, value, attributes, _attributes, _dotted, deep)
+        if slot_names(cls):
+            self._add(path, value, value, _slots, _dotted, deep)
+        if issubclass(cls, dict):
+            self._add(path, value, value, _mapping, _item, deep)
+        elif issubclass(cls, list):
+            self._add(path, value, value, _list, _item, deep)
 
     def _function(self, path: str, function: FunctionType, deep: int) -> None:
-        self._add(path, function, _function_attributes, _dotted, deep)
-        if function.__defaults__ or function.__kwdefaults__:
-            self._add(path, function, _defaults, _default, deep)
-        for name, cell in zip(
-            function.__code__.co_freevars, function.__closure__ or (), strict=True
-        ):
+        attributes = function.__dict__
+        self._add(path, function, attributes, _function_attributes, _dotted, deep)
+        for name, value in _defaults(function).items():
+            self._walk(f"{path}({name}=)", value, deep + 1)
+        cells = function.__closure__ or ()
+        for name, cell in zip(function.__code__.co_freevars, cells, strict=True):
             if id(cell) not in self._known:
                 self._known[id(cell)] = cell
-                self._add(f"{path}.<nonlocal>.{name}", cell, _content, _itself, deep)
+                self._add(f"{path}.<nonlocal>.{name}", cell, cell, _content, _itself, deep)
+
+
+def _own_path(value: Any, path: str) -> str:
+    """Return what a class or a function calls itself, unless it was made in another function."""
+    name = value.__qualname__
+    return path if "<" in name else f"{value.__module__}.{name}"
 
 
 # --- what is in what ------------------------------------------------------------------------
@@ -184,7 +248,11 @@ def _variables(owner: Any) -> Mapping[Any, Any]:
 
 
 def _attributes(owner: Any) -> Mapping[Any, Any]:
-    values = dict(getattr_dict(owner) or {})
+    return dict(getattr_dict(owner) or {})
+
+
+def _slots(owner: Any) -> Mapping[Any, Any]:
+    values = {}
     for name in slot_names(type(owner)):
         try:
             values[name] = object.__getattribute__(owner, name)
@@ -197,11 +265,10 @@ def _function_attributes(owner: Any) -> Mapping[Any, Any]:
     return {name: value for name, value in owner.__dict__.items() if name != "__wrapped__"}
 
 
-def _defaults(owner: Any) -> Mapping[Any, Any]:
-    code = owner.__code__
-    values = owner.__defaults__ or ()
+def _defaults(function: FunctionType) -> Mapping[str, Any]:
+    code, values = function.__code__, function.__defaults__ or ()
     names = code.co_varnames[code.co_argcount - len(values) : code.co_argcount]
-    return {**dict(zip(names, values, strict=True)), **(owner.__kwdefaults__ or {})}
+    return {**dict(zip(names, values, strict=True)), **(function.__kwdefaults__ or {})}
 
 
 def _content(owner: CellType) -> Mapping[Any, Any]:
@@ -236,10 +303,6 @@ def _bytes(owner: bytearray) -> Mapping[Any, Any]:
 
 def _dotted(path: str, name: Any) -> str:
     return f"{path}.{name}"
-
-
-def _default(path: str, name: Any) -> str:
-    return f"{path}({name}=)"
 
 
 def _itself(path: str, name: Any) -> str:

@@ -87,7 +87,7 @@ class Policy:
     def _is_internal(self, one: Found) -> bool:
         if _DUNDER.search(one.path):
             return True
-        if one.kind == "added" and isinstance(one.after, ModuleType):
+        if one.kind == "added" and issubclass(type(one.after), ModuleType):
             return True  # `import shop.cart`, lazily
         name = one.path.rpartition(".")[2]
         return type(one.before) is _CACHED or type(one.after) is _CACHED or name == "cache_info()"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found] # typeshed has no stub for it
 import gc
 import locale
 import logging
@@ -20,14 +21,15 @@ import attrs
 
 from ._difference import ABSENT, Difference
 
-_SIGNALS = tuple(
-    number
+_SIGNALS = {
+    f"signal.getsignal({name})": int(getattr(signal, name))
     for name in (
         "SIGABRT", "SIGALRM", "SIGBREAK", "SIGCHLD", "SIGHUP", "SIGINT", "SIGIO", "SIGPIPE",
         "SIGQUIT", "SIGTERM", "SIGTSTP", "SIGUSR1", "SIGUSR2", "SIGVTALRM", "SIGWINCH",
     )
-    if (number := getattr(signal, name, None)) is not None
-)  # fmt: skip
+    if hasattr(signal, name)
+}  # fmt: skip
+"""By path; asked for in C, because `signal.getsignal()` makes an enumeration of each answer."""
 # Blocks of 624 numbers that a request may draw before its use is taken for a new seed; to prove
 # that it was use takes a few microseconds for each.
 _BLOCKS = 1000
@@ -77,8 +79,8 @@ class ProcessState:
             "gc.get_debug()": gc.get_debug(),
             **_default_decimal(),
         }
-        for number in _SIGNALS:
-            values[f"signal.getsignal({number.name})"] = signal.getsignal(number)
+        for name, number in _SIGNALS.items():
+            values[name] = _signal.getsignal(number)
         return cls(
             values=values,
             # The dict of encoded variables: the mapping decodes each anew.
@@ -172,6 +174,11 @@ _BY_VALUE = frozenset({str, int, float, bool, bytes, type(None), type(signal.SIG
 
 
 def _same_items(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    try:
+        if before == after:  # which begins with identity; modules are equal to none but themselves
+            return True
+    except Exception:
+        pass  # something that only looks like a module
     return len(before) == len(after) and all(
         after.get(name, ABSENT) is value for name, value in before.items()
     )

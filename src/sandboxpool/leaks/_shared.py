@@ -22,6 +22,8 @@ from ._files import Files, OpenFile, open_numbers
 from ._process import ProcessState
 from ._strays import live_threads, name_of_thread, place_of_thread, stray_threads
 
+_REMEMBERED = 10_000
+
 
 @attrs.frozen(eq=False)
 class Found:
@@ -75,6 +77,8 @@ class Presence:
         self._now[lease.id] = lease
         self.since.add(lease.id)
         self.peak = max(self.peak, len(self._now))
+        if len(self.since) > _REMEMBERED:  # of many that were not looked at
+            self.since = self.now()
 
     def leave(self, lease: RequestLease) -> None:
         """Note a lease that ends."""
@@ -109,12 +113,40 @@ class _Suspect:
         return self.thing.is_alive()
 
 
+class Budget:
+    """Keeps looks at what grows with the load from taking more and more time of each request.
+
+    Each request may look at so many things; who has not enough for all leaves it to one that
+    comes later, and what is found then is no less true.
+    """
+
+    def __init__(self, each: int = 500) -> None:
+        self._each = each
+        self._saved = each
+        self._needed = 0
+
+    def allows(self) -> bool:
+        """Tell whether a look is affordable, and pay for it."""
+        self._saved = min(self._saved + self._each, max(self._needed, self._each))
+        if self._saved < self._needed:
+            return False
+        self._saved -= self._needed
+        return True
+
+    def note(self, number: int) -> None:
+        """Note how many things there were."""
+        self._needed = number
+
+
 class ProcessWatch:
     """Watches what the whole process shares, for all wrapped apps in it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._presence = Presence()
+        # The same for files and threads, which are not listed each time.
+        self._openers = Presence()
+        self._budget = Budget()
         self._files = Files()
         self._before: ProcessState | None = None
         self._numbers: frozenset[int] = frozenset()
@@ -128,47 +160,63 @@ class ProcessWatch:
         """Note a request that begins."""
         with self._lock:
             self._files.note_server(scope)
-            if not self._presence.now() or self._before is None:
+            alone = not self._presence.now()
+            if alone or self._before is None:
                 self._look()
+            if alone and self._budget.allows():
+                self._list()
             self._presence.enter(lease)
+            self._openers.enter(lease)
 
     def miss(self, lease: RequestLease, *, begins: bool) -> None:
         """Note a request that is not looked at, when it begins and when it ends."""
         with self._lock:
             if begins:
                 if not self._presence.now():
-                    self._presence.looked()
                     self._before = None
                 self._presence.enter(lease)
+                self._openers.enter(lease)
             else:
                 self._presence.leave(lease)
+                self._openers.leave(lease)
 
     def _look(self) -> None:
         """Take what is there now for what is to be there."""
         self._before = ProcessState.now()
+        self._presence.looked()
+
+    def _list(self) -> None:
         self._numbers = open_numbers()
         self._threads = live_threads()
-        self._presence.looked()
+        self._budget.note(len(self._numbers) + len(self._threads))
+        self._openers.looked()
 
     def end(self, lease: RequestLease) -> list[Found]:
         """Return what has changed by the end of a request."""
         with self._lock:
-            presence = self._presence
-            presence.leave(lease)
-            leases = tuple(sorted(presence.since))
-            before, numbers, threads = self._before, self._numbers, self._threads
+            self._presence.leave(lease)
+            self._openers.leave(lease)
+            leases = tuple(sorted(self._presence.since))
+            before = self._before
             self._look()
+            if self._budget.allows():
+                self._suspect()
             if before is None or self._before is None:
                 return []  # nobody has looked when this began
-            found = [
+            return [
                 Found.from_difference(difference, "process", leases)
                 for difference in before.compare(self._before)
             ]
-            for file in self._files.opened(numbers, self._numbers):
-                self._suspects.append(_Suspect(file, frozenset(leases)))
-            for thread in stray_threads(threads, self._threads):
-                self._suspects.append(_Suspect(thread, frozenset(leases)))
-            return found
+
+    def _suspect(self) -> None:
+        """Note what was opened and started since the last time."""
+        openers = frozenset(self._openers.since)
+        numbers, threads = self._numbers, self._threads
+        self._list()
+        for file in self._files.opened(numbers, self._numbers):
+            self._suspects.append(_Suspect(file, openers))
+        for thread in stray_threads(threads, self._threads):
+            self._suspects.append(_Suspect(thread, openers))
 
     def left_over(self) -> list[Found]:
         """Return files and threads whose possible owners are all gone."""
@@ -201,8 +249,9 @@ class ProcessWatch:
         return found
 
     def has_suspects(self) -> bool:
-        """Tell whether something is there that may be closed, or end, in a moment."""
-        return bool(self._suspects)
+        """Tell whether something is left over that may still end in a moment."""
+        now = self._presence.now() if self._suspects else set()
+        return any(not suspect.leases & now for suspect in self._suspects)
 
     def _keep(self, suspect: _Suspect, name: str) -> int:
         """Return how many connections were left open, 0 if a pool may need as many.

@@ -8,20 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
+from weakref import ref
 
 from sandboxpool.isolation._graph import getattr_dict
 from sandboxpool.isolation._plan import FRAMEWORKS
+from sandboxpool.isolation._recipe import Recipe
 from sandboxpool.isolation._sandbox import AppSandbox
 
 from ._compare import compare_containers, compare_value
 from ._difference import ABSENT, Difference
+
+# What frameworks build when it is asked for, besides what they keep under private names.
+_LAZY = frozenset({"middleware_stack", "openapi_schema"})
+
+_RECIPES_AT_MOST = 1000
+_paths_by_recipe: dict[int, tuple[ref[Recipe], dict[int, str]]] = {}
 
 
 def changed_in_app(sandbox: AppSandbox) -> Iterator[Difference]:
     """Yield what differs from how the private app was after start-up."""
     if not sandbox._armed:
         return
-    paths = _paths(sandbox)
+    paths = _known_paths(sandbox)
     kept = sandbox._rules.kept_states
     for entry in sandbox._states:
         if not entry.private.idle:
@@ -71,13 +79,26 @@ def _attributes(sandbox: AppSandbox, paths: Mapping[int, str]) -> Iterator[Diffe
         if before is None:
             before = sandbox._expected(index)
         ours = new[index] is sandbox.app
+        framework = recipe.objects[index][0].__module__.startswith(FRAMEWORKS)
         for name in [*before, *(name for name in values if name not in before)]:
             then, now = before.get(name, ABSENT), values.get(name, ABSENT)
+            if framework and (name.startswith("_") or name in _LAZY):
+                continue
             if name == "dependency_overrides":
                 # A lease begins with those that the template has right now.
                 then = getattr_dict(recipe.originals[index])[name]  # type: ignore[index]
             if then is not now and not (ours and name in kept):
                 yield from compare_value(f"{paths[index]}.{name}", then, now)
+
+
+def _known_paths(sandbox: AppSandbox) -> dict[int, str]:
+    recipe = sandbox._recipe
+    known = _paths_by_recipe.get(id(recipe))
+    if known is None or known[0]() is not recipe:
+        if len(_paths_by_recipe) >= _RECIPES_AT_MOST:
+            _paths_by_recipe.clear()
+        known = _paths_by_recipe[id(recipe)] = ref(recipe), _paths(sandbox)
+    return known[1]
 
 
 def _paths(sandbox: AppSandbox) -> dict[int, str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import gc
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import Context
 from types import FrameType
 from typing import Any
+from weakref import WeakSet
 
 from sandboxpool._context import RequestLease, current
 
@@ -22,14 +23,42 @@ _THREADING_HOOK = "sandboxpool.hooks._joins"
 # --- tasks ----------------------------------------------------------------------------------
 
 
-def stray_tasks(lease: RequestLease, tasks: Iterator[Any]) -> list[Any]:
-    """Return those tasks that a request has started, by their context variables."""
-    return [
-        task
-        for task in tasks
+_told: WeakSet[Any] = WeakSet()
+"""Tasks that were reported."""
+
+
+def stray_tasks(lease: RequestLease, tasks: Iterable[Any]) -> list[tuple[Any, RequestLease]]:
+    """Return tasks that have outlived their request, with its lease.
+
+    Args:
+        lease: A request that ends now; those that have ended before count as well.
+        tasks: The tasks of an event loop.
+    """
+    found = []
+    for task in tasks:
+        owner = _owner_of(task, lease)
         # Ours belong to no request, also if one has opened an app inside of its own.
-        if _belongs(_context_of(task), lease) and not name_of_task(task).startswith("sandboxpool.")
-    ]
+        if owner is not None and not name_of_task(task).startswith("sandboxpool."):
+            found.append((task, owner))
+    return found
+
+
+def note_told(task: Any) -> bool:
+    """Note that a task is reported; return whether it was not before."""
+    if task in _told:
+        return False
+    _told.add(task)
+    return True
+
+
+def _owner_of(task: Any, lease: RequestLease) -> RequestLease | None:
+    context = _context_of(task)
+    owner = None if context is None else context.get(current)
+    while owner is not None:
+        if owner is lease or (owner.ended and owner.serving is lease.serving):
+            return owner
+        owner = owner.parent
+    return None
 
 
 def tasks_here(backend: str) -> Iterator[Any]:
@@ -65,16 +94,16 @@ def tasks_of_thread(root: Any, native: Any) -> Iterator[Any]:
 def name_of_task(task: Any) -> str:
     """Return what to call a task: the function that it runs."""
     coroutine = _coroutine_of(task)
+    module = _module_of(coroutine)
+    if module.startswith("anyio."):  # it has not begun: what anyio will run in it
+        return str(task.get_name() if hasattr(task, "get_name") else task.name)
     name = getattr(coroutine, "__qualname__", None) or type(coroutine).__qualname__
-    frame = getattr(coroutine, "cr_frame", None)
-    module = frame.f_globals.get("__name__", "") if frame is not None else ""
     return f"{module}.{name}" if module else str(name)
 
 
 def place_of_task(task: Any) -> str:
     """Return where a task is right now, empty if it has not begun or is over."""
-    coroutine = _coroutine_of(task)
-    frame = getattr(coroutine, "cr_frame", None)
+    frame = getattr(_coroutine_of(task), "cr_frame", None)
     return "" if frame is None else place_of(frame)
 
 
@@ -97,7 +126,16 @@ def _trio_tasks(root: Any) -> Iterator[Any]:
 def _coroutine_of(task: Any) -> Any:
     coroutine = task.coro if hasattr(task, "coro") else task.get_coro()
     # That of a cooperative request stands for the one that it runs.
-    return getattr(coroutine, "_steps", coroutine)
+    coroutine = getattr(coroutine, "_steps", coroutine)
+    # A task group of anyio runs what it was given inside of a coroutine of its own.
+    while _module_of(coroutine).startswith("anyio.") and coroutine.cr_await is not None:
+        coroutine = coroutine.cr_await
+    return coroutine
+
+
+def _module_of(coroutine: Any) -> str:
+    frame = getattr(coroutine, "cr_frame", None)
+    return "" if frame is None else str(frame.f_globals.get("__name__", ""))
 
 
 def _code_name(coroutine: Any) -> str:
@@ -117,15 +155,6 @@ def _context_of(task: Any) -> Context | None:
         return context
     # What a task written in C refers to, its own context before those of its callbacks.
     return next((found for found in gc.get_referents(task) if type(found) is Context), None)
-
-
-def _belongs(context: Context | None, lease: RequestLease) -> bool:
-    owner = None if context is None else context.get(current)
-    while owner is not None:
-        if owner is lease:
-            return True
-        owner = owner.parent
-    return False
 
 
 # --- threads --------------------------------------------------------------------------------

@@ -29,10 +29,11 @@ from ._modules import ModulesWatch, PrivateModulesWatch, packages_of
 from ._names import Names
 from ._policy import Policy
 from ._process import decimal_context
-from ._shared import Found, process_watch
+from ._shared import Budget, Found, process_watch
 from ._states import changed_in_app
 from ._strays import (
     name_of_task,
+    note_told,
     place_of_task,
     stray_tasks,
     tasks_here,
@@ -104,6 +105,7 @@ class LeakWatch:
         self._roots: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
         self._looked = 0
         self._lock = threading.Lock()
+        self._budget = Budget()
 
     # --- a request ----------------------------------------------------------------------------
 
@@ -165,13 +167,16 @@ class LeakWatch:
         cancelled: BaseException | None = None
         try:
             found += self._look(visit, whole)
-            if alive and visit.looks and self._may_be_ending(visit):
-                try:
-                    await self._pass(visit)
-                except BaseException as error:
-                    cancelled = error
             if visit.looks:
-                found += self._strays(visit)
+                lists = self._budget.allows()
+                ending = process_watch.has_suspects() or (lists and self._tasks(visit))
+                if alive and ending:
+                    try:
+                        await self._pass(visit)
+                    except BaseException as error:
+                        cancelled = error
+                if lists and ending:
+                    found += self._strays(visit)
                 found += process_watch.left_over()
             report = self._report(visit, found)
         except Exception:
@@ -230,16 +235,14 @@ class LeakWatch:
 
         self._roots[sandbox] = trio.lowlevel.current_root_task()
 
-    def _tasks(self, visit: Visit) -> list[Any]:
+    def _tasks(self, visit: Visit) -> list[tuple[Any, RequestLease]]:
         thread = getattr(visit.sandbox, "thread", None)
         tasks: list[Any] = list(tasks_here(visit.backend))
         if thread is not None:
             native = getattr(thread.loop, "native", None)
             tasks += tasks_of_thread(self._roots.get(visit.sandbox), native)
-        return stray_tasks(visit.lease, iter(tasks))
-
-    def _may_be_ending(self, visit: Visit) -> bool:
-        return process_watch.has_suspects() or bool(self._tasks(visit))
+        self._budget.note(len(tasks))
+        return stray_tasks(visit.lease, tasks)
 
     async def _pass(self, visit: Visit) -> None:
         """Let what was cancelled or closed right before the end come to its own."""
@@ -252,14 +255,16 @@ class LeakWatch:
 
     def _strays(self, visit: Visit) -> list[Found]:
         found = []
-        for task in self._tasks(visit):
+        for task, owner in self._tasks(visit):
+            if not note_told(task):
+                continue
             place = place_of_task(task)
             found.append(
                 Found(
                     f"task {name_of_task(task)}",
                     "running",
                     "process",
-                    leases=(visit.lease.id,),
+                    leases=(owner.id,),
                     text="",
                     lines=(place,) if place else (),
                 )
