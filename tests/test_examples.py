@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
+
+from tests.hooks.servers import HOST, fleet  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -20,21 +23,41 @@ def docstring(path: Path) -> str:
     return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
 
 
+def needs_servers(path: Path) -> bool:
+    """Tell whether an example needs a PostgreSQL and a Redis."""
+    return "DATABASE_URL" in docstring(path)
+
+
 def promised(path: Path) -> str:
     """Return what the docstring of an example says that one sees, as a regular expression."""
     shown = textwrap.dedent(docstring(path).partition("You see:\n")[2]).strip()
     return re.escape(shown).replace(r"\.\.\.", r"\d+")
 
 
-@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in EXAMPLES])
-def test_example_does_what_it_says(path: Path) -> None:
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=pytest.mark.server if needs_servers(path) else ())
+        for path in EXAMPLES
+    ],
+)
+def test_example_does_what_it_says(
+    path: Path, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     """An example runs without a warning and prints what its docstring promises."""
+    environment = {**os.environ, "SHOP_DB": str(tmp_path / "shop.db")}
+    if needs_servers(path):
+        fleet = request.getfixturevalue("fleet")
+        postgres, redis = fleet("postgres"), fleet("redis")
+        environment["DATABASE_URL"] = f"postgresql://postgres@{HOST}:{postgres}/postgres"
+        environment["REDIS_URL"] = f"redis://{HOST}:{redis}/0"
     done = subprocess.run(
         [sys.executable, "-W", "error", str(path)],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(promised(path), done.stdout.strip()), done.stdout

@@ -82,14 +82,31 @@ async def test_nothing_stays(file: str, left: str) -> None:
 
 
 @on_asyncio
+@pytest.mark.parametrize("level", [None, "", "IMMEDIATE"])
+async def test_an_open_transaction_is_rolled_back(file: str, level: str | None) -> None:
+    """Whichever isolation level a connection has, what was not committed is gone."""
+    db = resources.sqlite(file, max_size=1, arguments={"isolation_level": level})
+    async with db:
+        async with db.connection() as connection:
+            if level is None:
+                await connection.execute("begin")
+            await connection.execute("insert into items values ('ada')")
+        async with db.connection() as connection:
+            assert await first_value(connection, "select count(*) from items") == 0
+        assert db.statistics().opened == 1
+
+
+@on_asyncio
 async def test_what_is_set_on_a_connection(file: str) -> None:
     """Row factories and functions that a request sets do not stay."""
     db = resources.sqlite(file, max_size=1)
     async with db:
         async with db.connection() as connection:
             connection.row_factory = sqlite3.Row
+            connection.isolation_level = "IMMEDIATE"
         async with db.connection() as connection:
             assert connection.row_factory is None
+            assert connection.isolation_level != "IMMEDIATE"
             await connection.create_function("f", 0, lambda: "ada's")
             assert await first_value(connection, "select f()") == "ada's"
         assert db.statistics().opened == 1

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection as _SqlalchemyConnection
     from sqlalchemy.ext.asyncio import AsyncSession as _AsyncSession
 
-    from ._http import HttpResource
+    from ._http import HttpResource as HttpResource
 
 __all__ = (
     "Budget",
@@ -218,7 +218,7 @@ def http(
         OptionError: An option cannot work.
     """
     try:
-        from ._http import HttpResource
+        from ._http import HttpResource as HttpResource
     except ImportError as error:
         raise _missing("http", error) from error
     return HttpResource(

@@ -127,15 +127,23 @@ class SqliteDriver(Driver[aiosqlite.Connection]):
         return super().worn(member) or ("dirty" if member.effect else None)
 
     def reset(self, member: Member) -> Awaitable[None] | None:
-        connection = member.connection
-        for name, value in member.extra.items():
-            setattr(connection, name, value)
-        if connection.in_transaction:
-            rollback: Awaitable[None] = connection.rollback()
-            return rollback
+        if member.connection.in_transaction:
+            return self._roll_back(member)
+        _restore(member)
         return None
+
+    async def _roll_back(self, member: Member) -> None:
+        await member.connection.rollback()
+        # Not before: to set an isolation level of None commits what is open (before Python 3.11).
+        _restore(member)
 
 
 def _attributes(connection: Any) -> dict[str, Any]:
     names = ("row_factory", "text_factory", "isolation_level")
     return {name: getattr(connection, name) for name in names}
+
+
+def _restore(member: Member) -> None:
+    for name, value in member.extra.items():
+        if getattr(member.connection, name) != value:
+            setattr(member.connection, name, value)
