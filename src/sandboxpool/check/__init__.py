@@ -1,1 +1,0 @@
-"""What `sandboxpool check` finds: state of an app that its requests share."""
