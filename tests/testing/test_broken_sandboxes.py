@@ -232,6 +232,19 @@ async def test_broken_sandbox_is_noticed(broken: type[SmallSandbox], checks: set
     assert await noticed(impatient(SmallKit, sandbox_class=broken), checks) == checks
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+@pytest.mark.parametrize(
+    ("broken", "checks"), [pytest.param(*row, id=row[0].__name__) for row in SANDBOXES]
+)
+async def test_nothing_else_notices_a_broken_sandbox(
+    broken: type[SmallSandbox], checks: set[str]
+) -> None:
+    """The checks of the other rules pass with it: each is about its own."""
+    others = [name for name in SmallKit.names() if name not in checks]
+    assert await noticed(impatient(SmallKit, sandbox_class=broken), others) == set()
+
+
 # --- isolations -------------------------------------------------------------------------------
 
 
@@ -443,6 +456,19 @@ ISOLATIONS: list[tuple[type[SmallIsolation], set[str]]] = [
 async def test_broken_isolation_is_noticed(broken: type[SmallIsolation], checks: set[str]) -> None:
     """An isolation that breaks one rule is noticed by the check of that rule."""
     assert await noticed(impatient(IsolationKit, isolation_class=broken), checks) == checks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+@pytest.mark.parametrize(
+    ("broken", "checks"), [pytest.param(*row, id=row[0].__name__) for row in ISOLATIONS]
+)
+async def test_nothing_else_notices_a_broken_isolation(
+    broken: type[SmallIsolation], checks: set[str]
+) -> None:
+    """The checks of the other rules pass with it: each is about its own."""
+    others = [name for name in IsolationKit.names() if name not in checks]
+    assert await noticed(impatient(IsolationKit, isolation_class=broken), others) == set()
 
 
 def test_every_check_of_sandboxes_has_a_broken_sandbox() -> None:

@@ -686,10 +686,23 @@ LEASES = {
     ("broken", "checks"), [pytest.param(*row, id=row[0].__name__) for row in MUTANTS]
 )
 async def test_broken_pool_is_noticed(broken: type[SmallPool], checks: set[str]) -> None:
-    """A pool that breaks one rule is noticed by the check of that rule, and by no other."""
+    """A pool that breaks one rule is noticed by the check of that rule."""
     if broken is LosesItemsOfCancelled and running_backend() == "trio":
         pytest.skip("on Trio, who was woken is not cancelled any more")
     assert await noticed(impatient(SmallKit, pool_class=broken), checks) == checks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+@pytest.mark.parametrize(
+    ("broken", "checks"), [pytest.param(*row, id=row[0].__name__) for row in MUTANTS]
+)
+async def test_nothing_else_notices_a_broken_pool(
+    broken: type[SmallPool], checks: set[str]
+) -> None:
+    """The checks of the other rules pass with it: each is about its own."""
+    others = [name for name in SmallKit.names() if name not in checks]
+    assert await noticed(impatient(SmallKit, pool_class=broken), others) == set()
 
 
 async def test_pool_that_does_not_check_is_noticed() -> None:

@@ -217,6 +217,20 @@ async def test_broken_watchdog_is_noticed(broken: type[SmallWatchdog], checks: s
     assert await noticed(impatient(SmallKit, watchdog_class=broken), checks) == checks
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:coroutine .*changed' was never awaited")
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+@pytest.mark.parametrize(
+    ("broken", "checks"), [pytest.param(*row, id=row[0].__name__) for row in MUTANTS]
+)
+async def test_nothing_else_notices_a_broken_watchdog(
+    broken: type[SmallWatchdog], checks: set[str]
+) -> None:
+    """The checks of the other rules pass with it: each is about its own."""
+    others = [name for name in SmallKit.names() if name not in checks]
+    assert await noticed(impatient(SmallKit, watchdog_class=broken), others) == set()
+
+
 def test_every_check_of_watchdogs_has_a_broken_watchdog() -> None:
     """No check of the kit could be left out without a broken watchdog that slips through."""
     caught = {check for _, checks in MUTANTS for check in checks}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +18,7 @@ from sandboxpool.run._crossing import Crossing
 from sandboxpool.run._errand import Port
 
 if TYPE_CHECKING:
+    from ._leaks_of_tests import SandboxState
     from ._sandbox_pool import AppInTests
 
 Object = TypeVar("Object")
@@ -32,9 +33,12 @@ class LeasedSandbox:
     `ASGITransport`. Its lifespan runs already, and goes on after the test.
     """
 
-    def __init__(self, owner: AppInTests, sandbox: Any) -> None:
+    def __init__(
+        self, owner: AppInTests, sandbox: Any, watch: Callable[[Any], SandboxState] | None
+    ) -> None:
         self._owner = owner
         self._sandbox = sandbox
+        self._watch = None if watch is None else watch(sandbox)
         self._ended = False
 
     def __repr__(self) -> str:
@@ -153,6 +157,8 @@ class LeasedSandbox:
         if state is not None:
             scope["state"] = state
         token = current.set(lease)
+        if self._watch is not None:
+            self._watch.begin()
         try:
             # Not by the sandbox, which would take what the test has done to it for a mistake.
             return await self.app(scope, receive, send)
@@ -170,13 +176,14 @@ class LeasedSandbox:
             finally:
                 lease.seal()
                 current.reset(token)
+                if self._watch is not None:
+                    self._watch.end()
 
     # --- its end ------------------------------------------------------------------------------
 
-    def end(self) -> Any:
-        """End the lease, and return the sandbox."""
+    def end(self) -> None:
+        """End the lease."""
         self._ended = True
-        return self._sandbox
 
     def _check_open(self) -> None:
         if self._ended:

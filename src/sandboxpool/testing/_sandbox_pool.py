@@ -6,7 +6,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import Context
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
@@ -24,6 +24,9 @@ from sandboxpool._wrap import wrap
 from sandboxpool.run._loop_thread import LoopThread
 
 from ._leased_sandbox import LeasedSandbox
+
+if TYPE_CHECKING:
+    from ._leaks_of_tests import SandboxState
 
 Backend = Literal["asyncio", "trio", "uvloop"]
 Loop = Literal["session", "test"]
@@ -171,8 +174,11 @@ class AppInTests:
         self.blocked = True
 
     @contextmanager
-    def lease(self) -> Iterator[LeasedSandbox]:
+    def lease(self, watch: Callable[[Any], SandboxState] | None) -> Iterator[LeasedSandbox]:
         """Lease a sandbox.
+
+        Args:
+            watch: Begins to watch what requests leave in a sandbox.
 
         Raises:
             Exception: What the app has raised when it was made.
@@ -182,12 +188,14 @@ class AppInTests:
             sandbox = self._loop.run(lease.__aenter__)
         except FactoryError as error:
             raise reason_of(error) from None
-        leased = LeasedSandbox(self, sandbox)
+        leased = None
         try:
             self._arm(sandbox)
+            leased = LeasedSandbox(self, sandbox, watch)
             yield leased
         finally:
-            leased.end()
+            if leased is not None:
+                leased.end()
             if not self.blocked:
                 self._loop.run(lambda: lease.__aexit__(None, None, None))
 
@@ -279,6 +287,7 @@ class SandboxPool:
     """All sandboxes of a test run; the fixture `sandbox_pool`."""
 
     def __init__(self, default: Callable[[], AppChoice]) -> None:
+        self.watch: Callable[[Any], SandboxState] | None = None
         self._default = default
         self._loops: dict[str, LoopOfTests] = {}
         self._apps: dict[tuple[object, ...], tuple[AppChoice, AppInTests]] = {}
@@ -326,7 +335,7 @@ class SandboxPool:
             loop=loop or choice.loop,
         )
         choice.check()
-        with self._app(choice).lease() as leased:
+        with self._app(choice).lease(self.watch) as leased:
             yield leased
 
     def _app(self, choice: AppChoice) -> AppInTests:
