@@ -21,6 +21,7 @@ from sandboxpool import (
     current_lease,
     resources,
 )
+from sandboxpool._context import current
 from sandboxpool.resources import Resource
 
 from .requests import ask, serving, until
@@ -514,6 +515,28 @@ def test_no_resources(wrong: Any) -> None:
 
     with pytest.raises(OptionError, match="resources="):
         serving(handle, resources=wrong)
+
+
+async def test_connections_belong_to_no_request() -> None:
+    """What opens, resets and closes connections runs outside of the request that needed them."""
+    leases: list[object] = []
+
+    def note(*line: object) -> Line:
+        leases.append(current.get())
+        return Line(Lines())
+
+    async def later(line: Line) -> None:
+        note()
+
+    resource = Resource(note, close=later, reset=later)
+
+    async def handle(path: str) -> None:
+        await resource.current()
+
+    async with serving(handle) as app:
+        await ask(app)
+        await until(lambda: len(leases) == 2)
+    assert leases == [None, None, None]
 
 
 async def test_two_apps_share_it(lines: Lines) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from sandboxpool._loop import Home, Loop, Timer, Wakeup, running_loop
 from sandboxpool._pool import Pool
 from sandboxpool._slots import Slot
 from sandboxpool._stacks import stack_of
+from sandboxpool.run.loop import In
 
 from ._member import SERVICE, UNUSED, Driver, Member
 from ._tasks import how_to_tell_the_task
@@ -46,7 +48,8 @@ class Here:
         self.shared = shared
         self.name = shared.name
         self.driver = shared.driver
-        self.loop: Loop = running_loop()
+        # What the pool does by itself belongs to no request, also if one has brought it about.
+        self.loop: Loop = Context().run(running_loop)
         self.home: Home = self.loop.home
         self.current_task = how_to_tell_the_task(self.loop)
         self.borrows: dict[Borrow[Any], None] = {}
@@ -81,7 +84,7 @@ class Here:
             if self._opening is None:
                 self._opening = []
                 try:
-                    await self.pool.open()
+                    await In(Context(), self.pool.open())
                     self._opened = True
                     self._timer = self.loop.timer(self._look)
                     self.ready = not self.closed
