@@ -696,6 +696,39 @@ def test_app_that_does_not_stop(shop: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines("*LifespanShutdownError: shop.main:app failed to stop: *")
 
 
+def test_request_that_blocks(shop: pytest.Pytester) -> None:
+    """A request that blocks the app's loop when it is cancelled holds up no test."""
+    shop.makepyfile(
+        """
+        import threading
+        import anyio
+        import httpx2
+        import pytest
+
+        gate = threading.Event()
+
+        @pytest.mark.anyio
+        async def test_blocks(sandbox, caplog):
+            @sandbox.app.get("/block")
+            async def block():
+                gate.wait(60)
+            transport = httpx2.ASGITransport(sandbox)
+            async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
+                with anyio.move_on_after(0.1):
+                    await client.get("/block")
+            assert "was cancelled and blocks its event loop" in caplog.text
+
+        @pytest.mark.anyio
+        async def test_goes_on(sandbox):
+            transport = httpx2.ASGITransport(sandbox)
+            async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
+                assert (await client.get("/last")).json() is None
+            gate.set()
+        """
+    )
+    shop.runpytest_subprocess("-k", "asyncio").assert_outcomes(passed=2, deselected=2)
+
+
 # --- kits -------------------------------------------------------------------------------------
 
 

@@ -133,7 +133,7 @@ class LeasedSandbox:
         finally:
             port.close()
             if call.blocks_thread:
-                self._owner.is_blocked()
+                self._owner.leave_behind()
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Whatever a client believes: the app has started, and does not stop with this test.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -39,13 +40,23 @@ WRAP_OPTIONS = (
     "factory", "isolation", "keep", "lifespan", "middleware", "packages", "share", "shared",
 )  # fmt: skip
 
+logger = logging.getLogger("sandboxpool.testing")
+
 _STACK_SIZE = 16 * 1024 * 1024
 
 
 class LoopOfTests:
-    """An event loop in a thread of its own, in which the apps of tests live."""
+    """An event loop in a thread of its own, in which the apps of tests live.
+
+    Attributes:
+        thread: The thread.
+        blocked: Whether it was left behind, because a request that was cancelled blocks it.
+        left: What was left behind with it.
+    """
 
     def __init__(self, backend: Backend) -> None:
+        self.blocked = False
+        self.left: list[object] = []
         self.thread = LoopThread(f"sandboxpool tests on {backend}", backend, _STACK_SIZE, _ignore)
         self._failure: BaseException | None = None
         running = threading.Event()
@@ -93,9 +104,10 @@ class LoopOfTests:
         return result
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread, unless it is blocked: then it ends by itself when that is over."""
         self.thread.stop()
-        self.thread.thread.join(5)
+        if not self.blocked:
+            self.thread.thread.join(5)
 
 
 def _ignore(thread: LoopThread) -> None:
@@ -117,7 +129,6 @@ class AppInTests:
         self.name = options.name
         self.isolation = options.isolation
         self.defer_timeout = options.defer_timeout
-        self.blocked = False
         self._loop = loop
         self._where = where
         self._factory = factory = wrapped._factory
@@ -169,9 +180,19 @@ class AppInTests:
         if self._started:
             await self._factory.stop()
 
-    def is_blocked(self) -> None:
+    @property
+    def blocked(self) -> bool:
+        """Whether the event loop that it lives in was left behind."""
+        return self._loop.blocked
+
+    def leave_behind(self) -> None:
         """Note that a request that was cancelled blocks the event loop of the app."""
-        self.blocked = True
+        logger.error(
+            "a request to %s was cancelled and blocks its event loop; the next test has the app "
+            "started anew, in another one",
+            self.name,
+        )
+        self._loop.blocked = True
 
     @contextmanager
     def lease(self, watch: Callable[[Any], SandboxState] | None) -> Iterator[LeasedSandbox]:
@@ -196,7 +217,9 @@ class AppInTests:
         finally:
             if leased is not None:
                 leased.end()
-            if not self.blocked:
+            if self.blocked:
+                self._loop.left.append(lease)
+            else:
                 self._loop.run(lambda: lease.__aexit__(None, None, None))
 
     def _arm(self, sandbox: Any) -> None:
@@ -290,6 +313,7 @@ class SandboxPool:
         self.watch: Callable[[Any], SandboxState] | None = None
         self._default = default
         self._loops: dict[str, LoopOfTests] = {}
+        self._left: list[LoopOfTests] = []
         self._apps: dict[tuple[object, ...], tuple[AppChoice, AppInTests]] = {}
 
     @contextmanager
@@ -342,11 +366,11 @@ class SandboxPool:
         known = self._apps.get(choice.key)
         if known is not None and not known[1].blocked:
             return known[1]
-        if known is not None:
-            # Its loop is left behind, with whatever hangs in it.
-            self._loops.pop(choice.backend, None)
         wrapped = choice.wrap()
         loop = self._loops.get(choice.backend)
+        if loop is not None and loop.blocked:
+            self._left.append(loop)
+            loop = None
         if loop is None:
             loop = self._loops[choice.backend] = LoopOfTests(choice.backend)
         made = AppInTests(wrapped, loop, choice.loop)
