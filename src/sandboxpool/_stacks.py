@@ -12,6 +12,7 @@ from ._context import RequestLease
 
 _FRAMES = 12  # the innermost ones; those of servers and frameworks say little
 _SWITCHES = "sandboxpool.run.cooperative"  # its frames say nothing
+_HOOKS = "sandboxpool.hooks."
 
 
 def stack_of(lease: RequestLease) -> str:
@@ -69,6 +70,10 @@ def _frames_up(frame: FrameType | None) -> list[tuple[FrameType, int]]:
 
 def is_waiting(frame: FrameType) -> bool:
     """Tell whether the innermost frame is the loop's own wait for I/O."""
+    inner: FrameType | None = frame
+    while inner is not None and str(inner.f_globals.get("__name__")).startswith(_HOOKS):
+        inner = inner.f_back  # what stands in for a blocking call says nothing of who makes it
+    frame = inner or frame
     names = ("select", "wait", "_run_once", "get_events", "get_next_task")
     return frame.f_code.co_name in names and (
         "selectors" in frame.f_code.co_filename
