@@ -18,8 +18,8 @@ def test_reports_in_the_log(fleet: Fleet) -> None:
     """
     server = fleet("wrapped", "leaky_shop")
     with ExitStack() as stack:
-        for _ in range(20):
-            connection = stack.enter_context(server.connection())
+        connections = [stack.enter_context(server.connection()) for _ in range(20)]
+        for connection in connections:
             for _ in range(3):
                 assert ask(connection, "/clean")["items"] == 0
         assert server.get("/stats")["leaks"]["reports"] == 0
@@ -43,5 +43,5 @@ def test_reports_in_the_log(fleet: Fleet) -> None:
             file.unlink(missing_ok=True)
         server.get("/stray")
         server.wait_for(r"^  thread threading.Event.wait is still running|^  thread .*Thread-\d+")
-        assert ask(connection, "/clean")["items"] == 0
+        assert ask(connections[0], "/clean")["items"] == 0
         assert server.get("/stats")["leaks"]["reports"] == 3
