@@ -101,10 +101,8 @@ class Importer:
                 modules.note_import(importing, absolute, module, fromlist)
                 return module
             modules.note_import(importing, absolute, module, ())
-            if level == 0:
-                return modules.load(name.partition(".")[0])
             cut = len(name) - len(name.partition(".")[0])
-            return modules.load(absolute[: len(absolute) - cut])
+            return modules.load_any(absolute[: len(absolute) - cut])
         except BaseException as error:
             # Of all of us, one frame remains, that of this call.
             error.__traceback__ = without_internals(error.__traceback__)

@@ -16,6 +16,8 @@ import attrs
 
 from sandboxpool._exceptions import OptionError
 
+from ._importer import internal
+
 # A second copy of these would not know the first one's classes, and nothing would fit together.
 _NEVER_PRIVATE = frozenset(
     {"anyio", "attr", "attrs", "fastapi", "greenlet", "pydantic", "pydantic_core", "sandboxpool"}
@@ -50,6 +52,7 @@ class ModuleCode:
             spec.submodule_search_locations = list(spec.submodule_search_locations)
         return module_from_spec(spec)
 
+    @internal
     def execute(self, module: ModuleType) -> None:
         """Execute the body of the module in *module*."""
         if self.code is not None:

@@ -50,14 +50,18 @@ class ModuleStandIn(ModuleType):
         # What is known before the body of a module runs; many tools look at these of all modules.
         if name.startswith("__") and name in own:
             return own[name]
+        inner = plain(f"{own['__name__']}.{name}")
+        if inner is not None:
+            return inner
         raise _missing(own["__name__"], name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         target = _target(self, name)
         if target is None:
-            if name in ("__spec__", "__loader__"):
-                return  # the import system, on its way to import it
-            raise _missing(ModuleType.__getattribute__(self, "__name__"), name)
+            own = ModuleType.__getattribute__(self, "__name__")
+            if name in ("__spec__", "__loader__") or value is sys.modules.get(f"{own}.{name}"):
+                return  # the import system, on its way to import it, or a module of it
+            raise _missing(own, name)
         if name == "__spec__" and isinstance(getattr(value, "loader", None), _StandInLoader):
             return
         if type(value) is ModuleStandIn:
@@ -212,6 +216,11 @@ def open_space(space: ModuleSpace) -> None:
         if not _open:
             _install_all()
         _open.append(space)
+        # Imported plainly before: other code of a sandbox that imports them finds its own, too.
+        for name, module in list(sys.modules.items()):
+            spec = getattr(module, "__spec__", None)
+            if spec is not None and space.owns(name) and type(module) is not ModuleStandIn:
+                install(spec, space, None)
 
 
 def close_space(space: ModuleSpace) -> None:
@@ -265,6 +274,29 @@ class _StandInLoader:
             modules.load(name)
 
 
+class _PlainLoader:
+    """Imports a module plainly, for code outside of all sandboxes, and has a stand-in follow it."""
+
+    def __init__(self, spec: ModuleSpec) -> None:
+        self._spec = spec
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._spec.loader, name)
+
+    @internal
+    def exec_module(self, module: ModuleType) -> None:
+        spec, loader = self._spec, self._spec.loader
+        assert loader is not None
+        # The module itself is as if we had not been here.
+        module.__spec__, module.__loader__ = spec, loader
+        loader.exec_module(module)
+        with _changing:
+            for space in dict.fromkeys(_open):
+                # A module that has put something else into its place is let be.
+                if space.owns(spec.name) and sys.modules.get(spec.name) is module:
+                    install(spec, space, None)
+
+
 class _Finder:
     """Finds private modules for the import statements of other code."""
 
@@ -277,12 +309,10 @@ class _Finder:
     ) -> ModuleSpec | None:
         if not any(space.owns(name) for space in _open):
             return None
-        if asking(name) is None:
-            return None
         spec = find_spec(name, path)
         if spec is None or spec.loader is None:
             return spec
-        loader: Any = _StandInLoader(spec)
+        loader: Any = _PlainLoader(spec) if asking(name) is None else _StandInLoader(spec)
         found = ModuleSpec(name, loader, origin=spec.origin, loader_state=spec.loader_state)
         found.submodule_search_locations = spec.submodule_search_locations
         found.has_location = spec.has_location
@@ -303,9 +333,12 @@ def _import_privately(name: str, package: str | None = None) -> Any:
         if name.startswith(".."):
             absolute = importlib.util.resolve_name(name, package)
     modules = asking(absolute) if any(space.owns(absolute) for space in _open) else None
-    if modules is None:
-        return _import_module(name, package)
-    return modules.import_module(name, package)
+    if modules is not None:
+        return modules.import_module(name, package)
+    module = _import_module(name, package)
+    if type(module) is ModuleStandIn:
+        module = plain(absolute) or module
+    return module
 
 
 @internal
@@ -314,7 +347,18 @@ def _reload_privately(module: Any) -> Any:
     if type(module) is ModuleStandIn:
         module = _target(module, "__spec__")
     modules = of_module(module)
-    return _reload(module) if modules is None else modules.reload(module)
+    if modules is not None:
+        return modules.reload(module)
+    entry = _entries.get(getattr(module, "__name__", ""))
+    if entry is None or entry.plain is not module:
+        return _reload(module)
+    with _changing:
+        sys.modules[module.__name__] = module
+        try:
+            result = _reload(module)
+        finally:
+            sys.modules[module.__name__] = entry.stand_in
+        return module if result is entry.stand_in else result
 
 
 for _ours, _theirs in ((_import_privately, _import_module), (_reload_privately, _reload)):

@@ -105,7 +105,7 @@ class PrivateModules:
         parent = name.rpartition(".")[0]
         package = None
         if parent:
-            package = self.load(parent) if self.owns(parent) else importlib.import_module(parent)
+            package = self.load_any(parent)
         lock: Any = _locks.setdefault(name, _ModuleLock(name))
         try:
             lock.acquire()
@@ -120,6 +120,10 @@ class PrivateModules:
                 lock.release()
             if not self.loading:
                 self._settle()
+
+    def load_any(self, name: str) -> ModuleType:
+        """Return a module that may be private: a private package may be in one that is not."""
+        return self.load(name) if self.owns(name) else importlib.import_module(name)
 
     @internal
     def load_named(self, name: str, package: ModuleType, names: Iterable[str]) -> None:

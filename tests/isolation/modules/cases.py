@@ -128,7 +128,7 @@ def found():
     import shop.late
     from shop.late import value
     from . import late as again
-    return [shop.late is again, value, again.state.users]
+    return [shop.late is again, value, again.state.__name__]
 def leave(user):
     from . import state
     from .state import leave
@@ -145,15 +145,15 @@ case(
     """### shop/main.py
 HEAD
 import importlib
-from importlib import import_module
 from . import state
 from .state import leave
 def found():
+    from importlib import import_module
     found = importlib.import_module("shop.state")
     near = import_module(".state", __package__)
     new = import_module("shop.late")
     built_in = __import__("shop.late", fromlist=["value"])
-    return [found is state, near is state, new.value, built_in is new, import_module("json").__name__,
+    return [found is state, near is state, new.value, built_in.value, import_module("json").__name__,
             __import__("shop.late").__name__]
 APP
 ### shop/late.py
@@ -211,8 +211,8 @@ import sys
 from . import settings
 from .settings import debug
 import shop.settings as again
-from importlib import import_module
 def found():
+    from importlib import import_module
     return [settings.debug, debug, again is settings, import_module("shop.settings") is settings,
             type(settings).__name__, sys.modules["shop.settings"].debug]
 def leave(user):

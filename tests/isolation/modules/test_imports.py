@@ -47,8 +47,11 @@ async def test_beside_the_plain_app(package: Package, name: str) -> None:
     """An app that was imported plainly before keeps its state, beside the sandboxes and after."""
     package(CASES[name])
     plain: Any = importlib.import_module("shop.main").app
+    expected = await ask(plain, "/found")
     await ask(plain, "/leave", user="carol")
     async with sandboxpool.wrap("shop.main:app", isolation="module", min_size=2) as wrapped:
+        assert await ask(wrapped, "/found") == expected
         assert await ask(wrapped, "/leave", user="alice") == ["alice"]
+        assert await ask(plain, "/found") == expected
         assert await ask(plain, "/leave", user="dave") == ["carol", "dave"]
     assert await ask(plain, "/leave", user="erin") == ["carol", "dave", "erin"]
