@@ -66,8 +66,9 @@ class LeakReport:
     Attributes:
         app: The name of the wrapped app.
         lease_id: The id of its lease.
-        type: `"http"` or `"websocket"`.
-        method: The HTTP method, `None` for a websocket.
+        type: `"http"` or `"websocket"`; `"sandboxpool.visit"` for work that runs in a sandbox
+            without being a request.
+        method: The HTTP method, `None` for anything else.
         route: The template of the route that served it, like `/users/{name}`; `None` if the
             framework does not say.
         path: The path, without what looks like a secret.
@@ -91,9 +92,11 @@ class LeakReport:
     def __str__(self) -> str:
         route = f" (route {self.route})" if self.route not in (None, self.path) else ""
         count = "something" if len(self.leaks) == 1 else f"{len(self.leaks)} things"
+        # What runs in a sandbox without being a request has a name where these have a path.
+        what = self.method or ("WEBSOCKET" if self.type == "websocket" else "")
+        what = f"{what} {self.path}{route}, lease {self.lease_id} in {self.sandbox}".lstrip()
         lines = [
-            f"{self.app}: {self.method or 'WEBSOCKET'} {self.path}{route}, lease {self.lease_id} "
-            f"in {self.sandbox}, has left {count} behind:",
+            f"{self.app}: {what}, has left {count} behind:",
             *(f"  {leak}" for leak in self.leaks),
         ]
         return "\n".join(lines)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -22,6 +23,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
 from sandboxpool import LeakError, LeakReport, SandboxedApp, context, wrap
+from sandboxpool._visit import Visit
 from tests.wrap.client import Connection, get, respond
 
 PLACES = ["loop", "thread", "cooperative"]
@@ -737,3 +739,168 @@ def test_report_is_frozen_and_reads_well() -> None:
         text=True,
     )
     assert "What one request has left behind" in done.stdout
+
+
+# --- what is kept, and what closes over things -----------------------------------------------
+
+
+async def test_sandboxes_that_are_not_put_back(caplog: pytest.LogCaptureFixture) -> None:
+    """With `reset="keep"` each request is told of what it has left itself, and not the next."""
+    async with wrap(shop(), leaks="log", reset="keep", min_size=1, max_size=1) as sandboxed:
+        await get(sandboxed, "/cart/apple")
+        assert (await get(sandboxed, "/clean")).json == 1
+        assert sandboxed.statistics().leaks.reports == 1
+        await get(sandboxed, "/cart/pear")
+        assert sandboxed.statistics().leaks.reports == 2
+        assert (await get(sandboxed, "/clean")).json == 1
+        assert sandboxed.statistics().leaks.reports == 2
+
+
+def counting() -> FastAPI:
+    """Return an app whose endpoint counts in a variable of this function."""
+    app = FastAPI()
+    count = 0
+
+    @app.get("/count")
+    async def count_up() -> int:
+        nonlocal count
+        count += 1
+        return count
+
+    return app
+
+
+@pytest.mark.parametrize("run_in", PLACES)
+@pytest.mark.parametrize("factory", [True, False], ids=["factory", "clone"])
+async def test_closures(factory: bool, run_in: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A variable that endpoints close over is named, private to a product, shared by clones."""
+    app: Any = counting if factory else counting()
+    async with wrap(app, factory=factory, leaks="log", run_in=run_in) as sandboxed:
+        await get(sandboxed, "/count")
+        (report,) = reports(caplog)
+    (leak,) = report["leaks"]
+    function = "tests.leaks.test_reports.counting.<locals>.count_up"
+    assert leak["path"] == f"{function}.<nonlocal>.count"
+    assert (leak["before"], leak["after"]) == ("0", "1")
+    assert leak["where"] == ("sandbox" if factory else "modules")
+    (line,) = leak["lines"]
+    assert line.startswith("tests/leaks/test_reports.py:")
+    assert "count_up" in line
+
+
+class Custom:
+    """An isolation of the user's, whose sandboxes have nothing but what they must."""
+
+    class Sandbox:
+        __slots__ = ()
+        __hash__ = None  # type: ignore[assignment]
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            os.environ["SHOP_USER"] = "ada"
+            await respond(send)
+
+        async def reset(self) -> None: ...
+
+        async def aclose(self) -> None: ...
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def create(self) -> Any:
+        return self.Sandbox()
+
+    async def reset(self, sandbox: Any) -> None: ...
+
+    async def destroy(self, sandbox: Any) -> None: ...
+
+
+async def test_isolation_of_your_own(caplog: pytest.LogCaptureFixture) -> None:
+    """Sandboxes of any kind are watched for what they share with everybody."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None: ...
+
+    async with wrap(app, isolation=Custom(), leaks="log") as sandboxed:
+        await get(sandboxed)
+        (report,) = reports(caplog)
+    assert paths(report) == ["os.environ['SHOP_USER']"]
+
+
+async def test_wsgi(caplog: pytest.LogCaptureFixture) -> None:
+    """Requests to a WSGI app are watched like others."""
+    flask = pytest.importorskip("flask")
+    app = flask.Flask(__name__)
+    last: dict[str, Any] = {"user": None}
+
+    @app.route("/login")  # type: ignore[untyped-decorator]
+    def login() -> str:
+        last["user"] = "ada"
+        return str(flask.request.path)
+
+    @app.route("/clean")  # type: ignore[untyped-decorator]
+    def clean() -> str:
+        return f"{last}"
+
+    async with wrap(app, wsgi=True, leaks="log") as sandboxed:
+        assert (await get(sandboxed, "/clean")).text == "{'user': None}"
+        assert reports(caplog) == []
+        await get(sandboxed, "/login")
+        (report,) = reports(caplog)
+    (path,) = paths(report)
+    assert path.endswith('.<nonlocal>.last["user"]')
+
+
+DJANGO = """
+import anyio, logging, sys
+from django.conf import settings
+settings.configure(ROOT_URLCONF="shop_urls", ALLOWED_HOSTS=["*"], SECRET_KEY="x")
+from django.core.wsgi import get_wsgi_application
+import sandboxpool, shop_urls
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+async def main():
+    app = sandboxpool.wrap(get_wsgi_application(), wsgi=True, leaks="log", name="shop")
+    async def receive():
+        return {"type": "http.request", "body": b""}
+    async def send(message):
+        pass
+    async with app:
+        await app({"type": "http", "method": "GET", "path": "/login", "raw_path": b"/login",
+            "query_string": b"", "headers": [(b"host", b"shop")], "http_version": "1.1",
+            "scheme": "http", "client": None, "server": ("shop", 80)}, receive, send)
+anyio.run(main)
+"""
+URLS = """
+from django.http import HttpResponse
+from django.urls import path
+last_user = None
+def login(request):
+    global last_user
+    last_user = "ada"
+    return HttpResponse("ok")
+urlpatterns = [path("login", login)]
+"""
+
+
+def test_django(tmp_path: Path) -> None:
+    """The modules of a Django site are found by its settings, although its app knows none."""
+    pytest.importorskip("django")
+    (tmp_path / "shop_urls.py").write_text(URLS)
+    done = subprocess.run(
+        [sys.executable, "-c", DJANGO], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert "shop_urls.last_user changed from None to 'ada', at shop_urls.py:7 in login" in (
+        done.stdout
+    ), done.stderr
+
+
+async def test_work_that_is_no_request(caplog: pytest.LogCaptureFixture) -> None:
+    """What runs in a sandbox without being a request is watched, too, and named by its function."""
+    async with wrap(shop(), leaks="log", name="shop") as sandboxed:
+
+        async def tidy_up(app: Any) -> None:
+            app.state.cart["tidy"] = True
+
+        await Visit("tidy_up", tidy_up).make(sandboxed)
+        (report,) = reports(caplog)
+    assert paths(report) == ['app.state.cart["tidy"]']
+    assert records(caplog)[0].getMessage().startswith("shop: tidy_up, lease ")

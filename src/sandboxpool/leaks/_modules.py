@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 from sandboxpool._context import RequestLease
 from sandboxpool.isolation._graph import getattr_dict
+from sandboxpool.isolation.factory import FactorySandbox
 
 from ._difference import Difference
 from ._picture import Picture
@@ -26,17 +27,49 @@ _FRAMEWORKS = frozenset(
     }
 )  # fmt: skip
 # What leads from an app to its endpoints and its inner apps.
-_LEADS = ("app", "_app", "router", "routes", "endpoint", "view_functions", "user_middleware", "cls")
+_LEADS = (
+    "app",
+    "_app",
+    "wsgi_app",
+    "router",
+    "routes",
+    "endpoint",
+    "view_functions",
+    "user_middleware",
+    "cls",
+)
 _OBJECTS_AT_MOST = 20_000
 
 
 def packages_of(app: object) -> frozenset[str]:
     """Return the top-level names of the packages that an app was written in."""
-    tops = {module.partition(".")[0] for module in _modules_in(app)}
+    tops = {_module_of(part).partition(".")[0] for part in _parts_of(app)}
+    if "django" in tops:
+        # Such an app has nothing of its own: what is served is found by a name in the settings.
+        tops.add(_root_of_django().partition(".")[0])
     tops -= _FRAMEWORKS | sys.stdlib_module_names | {""}
     # An endpoint may come from a library; an app that is installed itself is no library.
     own = {top for top in tops if not _is_installed(top)}
     return frozenset(own or tops)
+
+
+def _root_of_django() -> str:
+    settings: Any = getattr(sys.modules.get("django.conf"), "settings", None)
+    return str(settings.ROOT_URLCONF) if getattr(settings, "configured", False) else ""
+
+
+def functions_of(app: object, packages: frozenset[str]) -> dict[str, FunctionType]:
+    """Return the functions that an app consists of, and no module has, by what they are called.
+
+    A function that makes an app has made them in it, and they share its variables.
+    """
+    return {
+        f"{part.__module__}.{part.__qualname__}": part
+        for part in _parts_of(app)
+        if type(part) is FunctionType
+        and "<" in part.__qualname__
+        and _module_of(part).partition(".")[0] in packages
+    }
 
 
 def modules_of(packages: frozenset[str]) -> dict[str, ModuleType]:
@@ -59,7 +92,8 @@ def _is_installed(top: str) -> bool:
     return any(place and place.startswith(folder) for place in places for folder in folders)
 
 
-def _modules_in(app: object) -> Iterator[str]:
+def _parts_of(app: object) -> Iterator[Any]:
+    """Yield the functions, classes and objects that an app consists of."""
     rest: list[Any] = [app]
     seen: set[int] = set()
     while rest and len(seen) < _OBJECTS_AT_MOST:
@@ -73,19 +107,23 @@ def _modules_in(app: object) -> Iterator[str]:
             rest.append(value.func)
         elif cls is MethodType:
             rest.extend((value.__func__, value.__self__))
-        elif cls is FunctionType:
-            yield value.__module__ or ""
-            rest.append(value.__dict__.get("__wrapped__"))
-        elif issubclass(cls, type):
-            yield str(value.__module__)
         elif issubclass(cls, (list, tuple)):
             rest.extend(value)
         elif issubclass(cls, dict):
             rest.extend(dict.values(value))
         else:
-            yield str(cls.__module__)
-            attributes = getattr_dict(value) or {}
-            rest.extend(attributes[name] for name in _LEADS if name in attributes)
+            yield value
+            if cls is FunctionType:
+                rest.append(value.__dict__.get("__wrapped__"))
+            elif not issubclass(cls, type):
+                attributes = getattr_dict(value) or {}
+                rest.extend(attributes[name] for name in _LEADS if name in attributes)
+
+
+def _module_of(part: Any) -> str:
+    cls = type(part)
+    named = part if cls is FunctionType or issubclass(cls, type) else cls
+    return str(named.__module__)
 
 
 class ModulesWatch:
@@ -94,11 +132,18 @@ class ModulesWatch:
     Args:
         packages: The top-level packages of the app.
         private: The names of those modules of these that each sandbox has for itself.
+        functions: What no module has, and all sandboxes share, by name.
     """
 
-    def __init__(self, packages: frozenset[str], private: Iterable[str]) -> None:
+    def __init__(
+        self,
+        packages: frozenset[str],
+        private: Iterable[str],
+        functions: Mapping[str, FunctionType],
+    ) -> None:
         self._packages = packages
         self._private = private
+        self._functions = functions
         self._presence = Presence()
         self._lock = threading.Lock()
         self._loaded = 0
@@ -134,30 +179,33 @@ class ModulesWatch:
             for name in self._private:
                 modules.pop(name, None)
             if self._picture.modules.keys() != modules.keys():
-                self._picture = Picture(modules)
+                self._picture = Picture(modules, self._functions)
         self._presence.looked()
         return differences
 
 
-class PrivateModulesWatch:
-    """Watches the modules that each sandbox has for itself."""
+class PrivateCodeWatch:
+    """Watches what each sandbox has for itself besides its app: modules, or functions."""
 
     def __init__(self) -> None:
         self._pictures: WeakKeyDictionary[Any, Picture] = WeakKeyDictionary()
 
-    def begin(self, sandbox: Any) -> None:
-        """Take how the modules of a sandbox are for how they are to be."""
-        modules: Mapping[str, ModuleType] = getattr(sandbox, "modules", {})
-        if not modules:
+    def begin(self, sandbox: Any, packages: frozenset[str]) -> None:
+        """Take how it is for how it is to be."""
+        inner = getattr(sandbox, "inner", sandbox)
+        if not isinstance(inner, FactorySandbox):
             return
-        picture = self._pictures.get(sandbox)
+        modules: Mapping[str, ModuleType] = getattr(inner, "modules", {})
+        picture = self._pictures.get(inner)
         if picture is None or picture.modules.keys() != modules.keys():
-            # Here they are in the order in which their imports have begun.
-            self._pictures[sandbox] = Picture(dict(reversed(list(modules.items()))))
+            # The modules are in the order in which their imports have begun.
+            in_order = dict(reversed(list(modules.items())))
+            self._pictures[inner] = Picture(in_order, functions_of(inner.app, packages))
         else:
             picture.compare()  # whoever has put something back has changed it again
 
     def end(self, sandbox: Any) -> list[Difference]:
-        """Return what a request has changed in them."""
-        picture = self._pictures.get(sandbox)
+        """Return what a request has changed in it."""
+        inner = getattr(sandbox, "inner", sandbox)
+        picture = self._pictures.get(inner) if isinstance(inner, FactorySandbox) else None
         return [] if picture is None else picture.compare()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from gc import get_referents
 from operator import is_not
-from types import CellType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from types import CellType, FunctionType, MappingProxyType, MethodType, ModuleType, SimpleNamespace
 from typing import Any, TypeAlias
 
 from sandboxpool.isolation._data import CONTAINERS, MAPPINGS, SCALARS, SEQUENCES
@@ -85,13 +85,19 @@ class Picture:
     Args:
         modules: The modules, by the names that paths begin with. Where the same object is in
             several, the one that comes first gives it its name.
+        functions: Functions that no module has, by what they are called.
 
     Attributes:
         modules: The same.
     """
 
-    def __init__(self, modules: Mapping[str, ModuleType]) -> None:
+    def __init__(
+        self,
+        modules: Mapping[str, ModuleType],
+        functions: Mapping[str, FunctionType] = MappingProxyType({}),
+    ) -> None:
         self.modules = modules
+        self._functions = functions
         self._entries: list[_Entry] = []
         self._known: dict[int, Any] = {}
         self._stale = 0
@@ -106,6 +112,10 @@ class Picture:
         self._entries, self._known, self._stale = [], {}, 0
         for name, module in self.modules.items():
             self._add(name, module, vars(module), _variables, _dotted, 0)
+        for name, function in self._functions.items():
+            if id(function) not in self._known:
+                self._known[id(function)] = function
+                self._function(name, function, 0)
         self._flatten()
 
     def _flatten(self) -> None:

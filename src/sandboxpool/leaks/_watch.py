@@ -21,11 +21,12 @@ import attrs
 from sandboxpool._context import RequestLease
 from sandboxpool._leak_report import Leak, LeakReport
 from sandboxpool.isolation._sandbox import AppSandbox
+from sandboxpool.isolation.factory import FactorySandbox
 
 from ._counts import LeakCounts, is_told
 from ._difference import ABSENT, Difference
 from ._lines import Lines
-from ._modules import ModulesWatch, PrivateModulesWatch, packages_of
+from ._modules import ModulesWatch, PrivateCodeWatch, functions_of, packages_of
 from ._names import Names
 from ._policy import Policy
 from ._process import decimal_context
@@ -100,7 +101,8 @@ class LeakWatch:
         self._numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self._count = 0
         self._modules: ModulesWatch | None = None
-        self._private_modules = PrivateModulesWatch()
+        self._private_code = PrivateCodeWatch()
+        self._kept: WeakKeyDictionary[Any, set[tuple[str, str]]] = WeakKeyDictionary()
         self._lines = Lines()
         self._roots: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
         self._looked = 0
@@ -132,7 +134,7 @@ class LeakWatch:
         if looks:
             process_watch.begin(lease, lease.scope)
             self._note_sandbox(sandbox)
-            self._private_modules.begin(sandbox)
+            self._private_code.begin(sandbox, self._policy.packages)
         else:
             process_watch.miss(lease, begins=True)
         self._modules.begin(lease, looks=looks)
@@ -143,11 +145,16 @@ class LeakWatch:
         with self._lock:
             if self._modules is not None:
                 return
-            private: Mapping[str, ModuleType] = getattr(sandbox, "modules", {})
-            packages = packages_of(getattr(sandbox, "app", sandbox))
+            inner = getattr(sandbox, "inner", sandbox)
+            app = getattr(inner, "app", inner)
+            packages = packages_of(app)
+            private: Mapping[str, ModuleType] = getattr(inner, "modules", {})
+            # A clone has the functions of its template.
+            owned = isinstance(inner, FactorySandbox)
+            functions = {} if owned else functions_of(app, packages)
             self._policy.packages = packages
             self._lines.add(private)
-            self._modules = ModulesWatch(packages, private)
+            self._modules = ModulesWatch(packages, private, functions)
 
     async def end(self, visit: Visit, *, alive: bool, whole: bool) -> LeakReport | None:
         """Report what a request has left behind.
@@ -218,8 +225,19 @@ class LeakWatch:
     def _private(self, sandbox: Any) -> Iterator[Difference]:
         inner = getattr(sandbox, "inner", sandbox)
         if isinstance(inner, AppSandbox):
-            yield from changed_in_app(inner)
-        yield from self._private_modules.end(sandbox)
+            changes = changed_in_app(inner)
+            yield from changes if inner._restores else self._new_in(inner, changes)
+        yield from self._private_code.end(sandbox)
+
+    def _new_in(self, sandbox: Any, changes: Iterator[Difference]) -> list[Difference]:
+        """Return what has changed with this request, in a sandbox that is not put back."""
+        known = self._kept.get(sandbox, set())
+        now = {
+            (one.path, self._shown.value(one.after)): one
+            for one in islice(changes, _DIFFERENCES_AT_MOST)
+        }
+        self._kept[sandbox] = set(now)
+        return [one for key, one in now.items() if key not in known]
 
     def _note_sandbox(self, sandbox: Any) -> None:
         thread = getattr(sandbox, "thread", None)
