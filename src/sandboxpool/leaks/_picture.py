@@ -7,6 +7,7 @@ these. Objects of anybody else are opaque. It only reads, and puts nothing back.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from gc import get_referents
 from operator import is_not
@@ -29,6 +30,7 @@ Read: TypeAlias = Callable[[Any], Mapping[Any, Any]]
 Name: TypeAlias = Callable[[str, Any], str]
 _SIZED = MAPPINGS | SEQUENCES | {set}
 _PLAIN = SCALARS - {type}
+_EMBEDS = sys.version_info >= (3, 13)
 _SIZE = object()  # stands for the items of a container that has too many
 
 
@@ -58,9 +60,17 @@ class _Entry:
         self.known = read(owner)
         self.referents = self.now()
 
+    @property
+    def hidden(self) -> bool:
+        """Whether `gc.get_referents()` does not show what the target refers to."""
+        # Since Python 3.13 the values of attributes may be kept in the object, beside its dict.
+        return _EMBEDS and self.read is _attributes
+
     def now(self) -> list[Any]:
         """Return what is in it, as cheaply as possible."""
         target = self.target
+        if self.hidden:
+            return list(target.values())
         cls = type(target)
         if cls is bytearray or (cls in _SIZED and len(target) > _LONGEST):
             return [bytes(target) if cls is bytearray else len(target)]
@@ -124,7 +134,8 @@ class Picture:
         for entry in self._entries:
             target = entry.target
             large = type(target) in _SIZED and len(target) > _LONGEST
-            (self._others if large or type(target) is bytearray else plain).append(entry)
+            other = large or type(target) is bytearray or entry.hidden
+            (self._others if other else plain).append(entry)
         self._targets = [entry.target for entry in plain]
         self._then = get_referents(*self._targets)
         # Text is not shown among them where it is a key. What is in modules, classes and objects
