@@ -77,13 +77,19 @@ def remove() -> None:
         # Somebody may have put something round it, who then goes on to call it.
         if getattr(owner, name) is ours:
             setattr(owner, name, theirs)
+    if threading.current_thread() is threading.main_thread():
+        for number, dispatcher in _dispatchers.items():
+            now: object = signal.getsignal(number)
+            if now is dispatcher:
+                _signal(number, dispatcher.before)
+        _dispatchers.clear()
 
 
 def end(modules: PrivateModules) -> None:
     """Take back what the modules of a sandbox have done, because it ends."""
     _call_exits(modules)
     _detach_handlers(modules)
-    _drop_signals(modules)
+    modules.effects.signals.clear()
     _drop_filters(modules)
 
 
@@ -173,7 +179,10 @@ def _at_exit() -> None:
 
 
 class SignalDispatcher:
-    """The handler of a signal that calls those of the sandboxes.
+    """The handler of a signal that calls those of the sandboxes, or else what was there before.
+
+    It stays until the last app stops, so that sandboxes in threads of their own, where Python lets
+    nobody set a handler, find it there from the first time that the modules were executed.
 
     Args:
         before: The handler that was there before.
@@ -202,6 +211,9 @@ class SignalDispatcher:
             signal.raise_signal(number)
 
 
+_dispatchers: dict[int, SignalDispatcher] = {}
+
+
 def _signal_privately(signalnum: Any, handler: Any, /) -> Any:
     """Set the handler of a signal, as `signal.signal()` does."""
     modules = of_frame(sys._getframe(1))
@@ -216,25 +228,13 @@ def _signal_privately(signalnum: Any, handler: Any, /) -> Any:
                     f"{signalnum!r}, which Python allows in the main thread only, and this sandbox "
                     "is made in another one: set it in the module that starts the server."
                 )
-            _signal(signalnum, SignalDispatcher(now))
+            _dispatchers[int(signalnum)] = SignalDispatcher(now)
+            _signal(signalnum, _dispatchers[int(signalnum)])
             before = now
         else:
             before = now.before
         modules.effects.signals[int(signalnum)] = handler
         return before
-
-
-def _drop_signals(modules: PrivateModules) -> None:
-    numbers = list(modules.effects.signals)
-    modules.effects.signals.clear()
-    for number in numbers:
-        now = signal.getsignal(number)
-        if (
-            isinstance(now, SignalDispatcher)
-            and not any(number in others.effects.signals for others in live())
-            and threading.current_thread() is threading.main_thread()
-        ):
-            _signal(number, now.before)
 
 
 # --- warnings, sys.path ---------------------------------------------------------------------------

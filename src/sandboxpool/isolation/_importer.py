@@ -17,7 +17,7 @@ from importlib.util import resolve_name
 from threading import get_ident
 from types import CodeType, FrameType, ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
-from weakref import WeakSet
+from weakref import ReferenceType, WeakSet
 
 from sandboxpool._context import current
 
@@ -26,8 +26,13 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-here: ContextVar[PrivateModules | None] = ContextVar("sandboxpool_modules", default=None)
-"""Whose modules are executed, or whose lifespan runs: there is no lease then."""
+here: ContextVar[ReferenceType[PrivateModules] | None] = ContextVar(
+    "sandboxpool_modules", default=None
+)
+"""Whose modules are executed, or whose lifespan runs: there is no lease then.
+
+Contexts are copied, and outlive what they were copied for, so they hold no modules themselves.
+"""
 
 # Python leaves frames of such files out of account when it looks for the code that a warning is
 # about: both words must be in the name. It is also how ours are recognised in tracebacks.
@@ -159,7 +164,8 @@ def asking(name: str) -> PrivateModules | None:
         if modules is not None and not lease.ended and modules.owns(name):
             return modules
         lease = lease.parent
-    modules = here.get()
+    reference = here.get()
+    modules = None if reference is None else reference()
     return modules if modules is not None and modules.owns(name) else None
 
 

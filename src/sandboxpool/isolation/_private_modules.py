@@ -186,11 +186,14 @@ class PrivateModules:
             code.execute(module)
         except BaseException as error:
             error.__traceback__ = without_internals(error.__traceback__)
+            # What its body has imported for the first time, and nobody else here holds yet.
+            inner = list(self.modules)
+            inner = inner[inner.index(name) + 1 :] if name in self.modules else []
             self.modules.pop(name, None)
             if early and getattr(package, child, None) is module:
                 delattr(package, child)
             stand_ins.keep(name, stand_in)
-            promoted = self._failed(code, error)
+            promoted = self._failed(code, error, inner)
             if promoted is None:
                 raise
             self._bind(package, name, promoted)
@@ -234,7 +237,7 @@ class PrivateModules:
         value = module if self.owns(parent) else sys.modules[name]
         setattr(package, child, value)
 
-    def _failed(self, code: ModuleCode, error: BaseException) -> Any:
+    def _failed(self, code: ModuleCode, error: BaseException, inner: list[str]) -> Any:
         """Return the shared module that stands in for one that cannot be executed again.
 
         Raises:
@@ -251,6 +254,10 @@ class PrivateModules:
         names = self.space.share_first(code, error, self)
         if not names:
             return None
+        for name in [name for name in inner if name in self.shared]:
+            del self.modules[name]
+            self.adopted.add(name)
+            self._bind(self.find(name.rpartition(".")[0]), name, self.shared[name])
         if self._overlap():
             self._start_over(code.spec.name, self._overlap(), error)
         self.adopted.add(code.spec.name)

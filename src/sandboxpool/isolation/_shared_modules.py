@@ -25,6 +25,10 @@ logger = logging.getLogger("sandboxpool.modules")
 
 _Key = tuple[str, str]
 
+# Whose objects and classes are entered into a registry of the process when a module defines them,
+# which says nothing if the name is there, and goes on with the one or the other.
+_REGISTRIES = ("celery.", "django.db.models.", "mongoengine.")
+
 _once: dict[_Key, tuple[Any, tuple[str, ...]]] = {}
 """Modules that exist once in this process, with the names of all that is shared with them.
 
@@ -96,7 +100,7 @@ class ModuleSpace:
                 if found is not None and found.key in _once:
                     self.shared.setdefault(other, _once[found.key][0])
             self.shared[name] = module
-            self._tell(code, names, None)
+            self._tell(code, names, "")
         stand_ins.install(code.spec, self, None)
         return module
 
@@ -106,15 +110,16 @@ class ModuleSpace:
         with _changing:
             if name in self.shared:
                 return
-            if code.extension or is_in(name, self.asked):
+            registry = self._registry(name, module)
+            if code.extension or registry or is_in(name, self.asked):
                 names = self._closure(name)
-                self._refuse_app(code, names, None)
+                self._refuse_app(code, names, registry or "it is to exist once", None)
                 for other in sorted(names):
                     found = self.codes.named(other)
                     member = modules.find(other)
                     if found is not None and member is not None:
                         self._enter(found, member, names, modules)
-                self._tell(code, tuple(names), None)
+                self._tell(code, tuple(names), registry)
                 _cut(self.shared, names, modules)
             elif code.key not in _passed:
                 _firsts.setdefault(code.key, module)
@@ -149,9 +154,9 @@ class ModuleSpace:
                 if first is None:
                     return ()
                 names = {name, *_plain_needs(name, first, self)}
-            self._refuse_app(code, names, error)
+            self._refuse_app(code, names, f"{type(error).__name__}: {error}", error)
             self._share(code, first, names, error)
-            self._tell(code, tuple(names), error)
+            self._tell(code, tuple(names), f"{type(error).__name__}: {error}")
             return tuple(names)
 
     def _share(
@@ -163,13 +168,14 @@ class ModuleSpace:
             found = code if name == code.spec.name else self.codes.named(name)
             if found is None:
                 continue
+            # Only what the module itself has imported fits it, no other copy.
             member = first if name == code.spec.name else self.shared.get(name)
-            if member is None:
-                member = _firsts.get(found.key)
-            if member is None and owner is not None:
-                member = owner.modules.get(name)
             if member is None and owner is None:
                 member = _plain(found)
+            elif member is None and owner is not None:
+                member = owner.modules.get(name)
+                if member is None and of_module(_firsts.get(found.key)) is owner:
+                    member = _firsts[found.key]
             if member is None:
                 raise self.too_late(code.spec.name, [name]) from error
             members.append((found, member))
@@ -201,19 +207,17 @@ class ModuleSpace:
                 todo.extend(self.needs.get(name, ()))
         return found
 
-    def _refuse_app(self, code: ModuleCode, names: set[str], error: Exception | None) -> None:
-        name = code.spec.name
+    def _refuse_app(
+        self, code: ModuleCode, names: set[str], why: str, error: Exception | None
+    ) -> None:
         if self.app not in names:
             return
-        why = (
-            "is executed once for all sandboxes"
-            if error is None
-            else f"cannot be executed for a second sandbox ({type(error).__name__}: {error})"
-        )
+        name = code.spec.name
+        needs = "is that" if name == self.app else "needs that"
         raise ModuleIsolationError(
-            f"module {name!r} {why}, and needs the module of the app, {self.app!r}, which would "
-            "then be shared as a whole. Move what must exist once into a module that does not "
-            f"import {self.app!r}."
+            f"module {name!r} cannot be executed for each sandbox ({why}), and it {needs} of the "
+            f"app, {self.app!r}, which all sandboxes would have to share then. Move what must "
+            f"exist once into a module of its own that does not import {self.app!r}."
         ) from error
 
     def too_late(self, name: str, clashes: list[str]) -> ModuleIsolationError:
@@ -226,7 +230,19 @@ class ModuleSpace:
             "when a sandbox is made."
         )
 
-    def _tell(self, code: ModuleCode, names: tuple[str, ...], error: Exception | None) -> None:
+    def _registry(self, name: str, module: Any) -> str:
+        """Return whose registry knows what a module defines; nothing if there is none."""
+        for value in list(getattr(module, "__dict__", {}).values()):
+            of = getattr(type(value), "__module__", "")
+            if of.startswith(_REGISTRIES) and not any(
+                value is other
+                for need in self.needs.get(name, ())
+                for other in getattr(self.shared.get(need), "__dict__", {}).values()
+            ):
+                return f"{of.partition('.')[0]} knows what it defines in the whole process"
+        return ""
+
+    def _tell(self, code: ModuleCode, names: tuple[str, ...], why: str) -> None:
         name = code.spec.name
         unasked = sorted(n for n in names if not is_in(n, self.asked) and n not in self._told)
         self._told.update(names)
@@ -240,7 +256,7 @@ class ModuleSpace:
                 "first one%s. Their globals are private to nobody. %s.",
                 name,
                 self.name,
-                f" ({type(error).__name__}: {error})" if error else "",
+                f" ({why})" if why else "",
                 f", and what it imports: {', '.join(needed)}" if needed else "",
                 remedy,
             )

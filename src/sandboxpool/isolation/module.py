@@ -8,6 +8,7 @@ from functools import partial
 from itertools import count
 from types import MappingProxyType, ModuleType
 from typing import Any, Literal
+from weakref import ref
 
 import attrs
 
@@ -111,6 +112,7 @@ class ModuleFactory(AppFactory):
         self.app = app
         self.space = ModuleSpace(module, private, tuple(shared), name)
         self._factory = factory
+        self._rehearsed = False
         self._numbers = count(1)
         self._lives = PerLoop[Life](self._new_life, _ModuleLife.close)  # type: ignore[arg-type] # its own
 
@@ -123,14 +125,22 @@ class ModuleFactory(AppFactory):
         return life
 
     async def start(self) -> None:
-        """Begin to stand in for the modules of the sandboxes in `sys.modules`.
+        """Execute the modules for the first time, to find out which of them must be shared.
+
+        From now on there are stand-ins for them in `sys.modules`.
 
         Raises:
             LifespanStartupError: The lifespan runs once, and the app did not start.
-            BaseException: In that case, whatever the body of a module raises.
+            ModuleIsolationError: A module can neither be private nor shared.
+            BaseException: Whatever the body of a module raises.
         """
         self._lives.here()
         try:
+            if not self._rehearsed:
+                # Once more than there are sandboxes: what cannot be executed twice shall show
+                # now, and not when a second sandbox is made for a request.
+                self._boot()[0].close()
+                self._rehearsed = True
             await super().start()
         except BaseException:
             await self.stop()
@@ -160,7 +170,7 @@ class ModuleFactory(AppFactory):
     async def _make(self) -> Product:
         modules, made = self._boot()
         # The lifespan runs in a task that inherits this.
-        here.set(modules)
+        here.set(ref(modules))
         try:
             product = await self._call(made if self._factory else partial(_given, made))
         except BaseException:

@@ -165,8 +165,8 @@ async def test_warnings_name_the_users_line(package: Package) -> None:
         warnings.simplefilter("always")
         async with Driver(ModuleFactory("shop.main:app"), 1):
             pass
-    where = [(entry.filename, entry.lineno) for entry in caught if str(entry.message) == "old"]
-    assert where == [(str(folder / "shop" / "main.py"), 2)]
+    where = {(entry.filename, entry.lineno) for entry in caught if str(entry.message) == "old"}
+    assert where == {(str(folder / "shop" / "main.py"), 2)}
 
 
 async def test_zip_file(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ async def test_loader_without_code(package: Package) -> None:
             driver.sandboxes[0].modules["shop.made"].own.append("alice")
             assert await ask(driver.app(0), "/found") == [True, ["alice"]]
             assert await ask(driver.app(1), "/found") == [True, []]
-        assert Loader.executed == 2
+        assert Loader.executed == 3  # once more, to see whether it can be
     finally:
         sys.meta_path.remove(finder)
 
@@ -256,7 +256,7 @@ async def test_several_packages(package: Package) -> None:
 
 
 async def test_app_of_a_factory(package: Package) -> None:
-    """Each sandbox calls its own factory function, and `app` of its module stands for the product."""
+    """Each sandbox calls its own factory function; `app` of its module stands for the product."""
     package(
         "### shop/__init__.py\n### shop/main.py\n"
         "from tests.isolation.modules.probe import probing\n"
