@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import decimal
 import gc
+import io
 import locale
 import logging
 import os
@@ -42,9 +43,11 @@ def everything_put_back() -> Iterator[None]:
     state, place = random.getstate(), locale.setlocale(locale.LC_ALL)
     limit, interval = sys.getrecursionlimit(), sys.getswitchinterval()
     logger = logging.getLogger("tests.shop")
+    streams, hook, show = (sys.stdout, sys.stderr), sys.excepthook, warnings.showwarning
     try:
         yield
     finally:
+        (sys.stdout, sys.stderr), sys.excepthook, warnings.showwarning = streams, hook, show
         os.environ.clear()
         os.environ.update(environ)
         time.tzset()
@@ -117,6 +120,9 @@ CHANGES: list[tuple[Callable[[], object], str]] = [
     (gc.disable, "gc.isenabled()"),
     (lambda: gc.set_threshold(1234), "gc.get_threshold()"),
     (lambda: gc.set_debug(gc.DEBUG_STATS), "gc.get_debug()"),
+    (lambda: setattr(sys, "stdout", io.StringIO()), "sys.stdout"),
+    (lambda: setattr(sys, "excepthook", print), "sys.excepthook"),
+    (lambda: setattr(warnings, "showwarning", print), "warnings.showwarning"),
     (lambda: sys.setrecursionlimit(2345), "sys.getrecursionlimit()"),
     (lambda: sys.setswitchinterval(0.25), "sys.getswitchinterval()"),
 ]
