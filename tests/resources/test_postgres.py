@@ -383,6 +383,22 @@ async def _ignore(data: bytes) -> None:
     pass
 
 
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_a_connection_with_something_to_read(postgres: str, driver: str) -> None:
+    """A request keeps its connection also when a notification waits to be read on it."""
+    database = Database(driver, postgres, max_size=2)
+
+    async def handle(path: str) -> bool:
+        connection = await database.resource.current()
+        await database.run(connection, "listen waiting")
+        await database.ask("select pg_notify('waiting', 'now')")
+        await anyio.sleep(0.05)
+        return await database.resource.current() is connection
+
+    async with serving(handle) as app:
+        assert await ask(app) == "True"
+
+
 # --- the budget ---------------------------------------------------------------------------------
 
 

@@ -168,8 +168,7 @@ async def test_ways_to_wait_for_a_child(how: str) -> None:
 async def calm(db: Resource[object], run: Callable[[], Awaitable[object]]) -> None:
     """Run something in which nothing must be taken for a deadlock."""
     async with db:
-        with anyio.fail_after(20):
-            await run()
+        await run()
         assert db.statistics().deadlocks == 0
 
 
@@ -274,6 +273,20 @@ async def test_a_wait_with_a_timeout_of_its_own() -> None:
             with pytest.raises(PoolTimeoutError):
                 async with db.connection(timeout=0.4):
                     pass
+
+    await calm(db, run)
+
+
+async def test_a_wait_inside_of_a_deadline() -> None:
+    """A wait inside of a scope with a deadline is an attempt, too."""
+    db = pool("db")
+
+    async def run() -> None:
+        async with db.connection():
+            with anyio.move_on_after(0.4) as scope:
+                async with db.connection():
+                    pass
+            assert scope.cancelled_caught
 
     await calm(db, run)
 

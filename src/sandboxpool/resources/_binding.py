@@ -65,7 +65,7 @@ class Binding:
             own = self.own
             if own is not None:
                 assert own.member is not None
-                if self._here.driver.alive(own.member):
+                if not self._here.driver.lost(own.member):
                     return own
                 own.release("unhealthy")  # the server has closed it, and its transaction
             if self._acquiring is None:

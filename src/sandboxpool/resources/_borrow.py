@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from functools import partial
+from math import inf
 from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import anyio
 
 from sandboxpool._context import RequestLease, current
 from sandboxpool._exceptions import DeadlockError, LeaseEndedError, PoolTimeoutError
@@ -123,7 +126,9 @@ class Borrow(Generic[T]):
         timeout = here.shared.acquire_timeout if isinstance(self._timeout, Unset) else self._timeout
         began = monotonic()
         deadline = None if timeout is None else began + timeout
-        wait = Wait(self.task, here, self, not isinstance(self._timeout, Unset))
+        # What ends by itself, at a timeout of its own or a deadline around it, may be an attempt.
+        bounded = not isinstance(self._timeout, Unset) or anyio.current_effective_deadline() != inf
+        wait = Wait(self.task, here, self, bounded)
         outer = waits.get(self.task)  # cannot be: a task waits once; kept in order all the same
         waits[self.task] = wait
         try:

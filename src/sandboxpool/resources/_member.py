@@ -118,6 +118,13 @@ class Driver(Generic[T]):
         """Tell, without asking the server, whether the connection can still be used."""
         return True
 
+    def lost(self, member: Member) -> bool:
+        """Tell whether a connection that is in use is known not to work any more.
+
+        Unlike on an idle one, something may be waiting to be read on it.
+        """
+        return not self.alive(member)
+
     def lend(self, member: Member) -> T:
         """Return what the borrower gets."""
         connection: T = member.connection

@@ -39,6 +39,8 @@ def is_silent(fd: int) -> bool:
 
     What there is to read is the end of the stream: the server has closed the connection.
     """
+    if not hasattr(select, "poll"):  # Windows
+        return not select.select([fd], [], [], 0)[0]
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return not poll.poll(0)

@@ -158,6 +158,9 @@ class PsycopgDriver(Driver[AsyncConnection]):
             return False
         return self.busy(member) or is_silent(connection.pgconn.socket)
 
+    def lost(self, member: Member) -> bool:
+        return bool(member.connection.pgconn.status != 0)
+
     async def check(self, member: Member) -> bool:
         await member.connection.execute("")
         if member.connection.pgconn.transaction_status != IDLE:

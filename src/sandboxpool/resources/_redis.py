@@ -213,6 +213,9 @@ class RedisDriver(Driver[Any]):
         # What an idle connection has received is the answer to somebody else's command.
         return bool(member.running) or not (reader._eof or reader._buffer or reader.exception())
 
+    def lost(self, member: Member) -> bool:
+        return False  # the client connects anew by itself
+
     async def check(self, member: Member) -> bool:
         return bool(await member.connection.ping())
 

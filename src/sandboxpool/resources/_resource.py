@@ -237,7 +237,8 @@ class Resource(Generic[T]):
 
         Raises (when entered):
             DeadlockError: The wait could never end, because all who have a connection wait for
-                this task. A wait with a *timeout* of its own is never taken for that.
+                this task. A wait with a *timeout*, or inside of a cancel scope with a deadline, is
+                never taken for that.
             PoolTimeoutError: Nothing became free in time.
             PoolFullError: `max_waiting` callers wait already.
             PoolClosedError: The resource is being closed.
@@ -273,7 +274,7 @@ class Resource(Generic[T]):
         here = shared.here() or await shared.enter()
         binding = here.bindings.get(lease) or Binding.of(here, lease)
         own = binding.own
-        if own is None or not here.driver.alive(own.member):  # type: ignore[arg-type] # it has one
+        if own is None or here.driver.lost(own.member):  # type: ignore[arg-type] # it has one
             own = await binding.acquire_own(Borrow(shared, timeout, own=True))
         assert own.member is not None
         return cast("T", here.driver.lend(own.member))

@@ -95,6 +95,10 @@ class SqlalchemyDriver(Driver[AsyncSession]):
         closed = getattr(driver, "is_closed", None)  # asyncpg knows it at once
         return not (closed() if callable(closed) else getattr(driver, "closed", False))
 
+    def lost(self, member: Member) -> bool:
+        connection = member.connection.sync_connection
+        return bool(connection is None or connection.closed)
+
     def lend(self, member: Member) -> AsyncSession:
         if member.extra is None:
             member.extra = AsyncSession(member.connection, **self._session_options)

@@ -9,8 +9,8 @@ that deadlock detection looks for where one of several resources is enough; see 
 Detection in Distributed Databases", ACM Computing Surveys 19 (1987), section 2, the OR model.)
 
 What is not known to be stuck is not stuck: a holder that awaits anything else, on which an
-operation runs, or whose task is not known; a wait with a timeout of its own, which may be an
-attempt; a pool that opens or resets something.
+operation runs, or whose task is not known; a wait with a timeout of its own or a deadline around
+it, which may be an attempt; a pool that opens or resets something.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Wait:
         task: The task.
         here: The pool.
         borrow: What it wants to become.
-        bounded: Whether the wait has a timeout of its own, and so ends by itself.
+        bounded: Whether it ends by itself, by a timeout of its own or a deadline around it.
         leave: Takes it out of the queue.
         chain: Why it could never have ended, once that was found.
     """
