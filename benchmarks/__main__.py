@@ -7,12 +7,13 @@ import importlib.metadata
 import platform
 from collections.abc import Callable
 
-from . import blocking, cache, clone, http, pool, request, resources, testing
+from . import blocking, cache, clone, http, modules, pool, request, resources, testing
 
 # Each measures one part of the library and prints its tables.
 PARTS: dict[str, Callable[[bool], object]] = {
     "pool": pool.run,
     "clone": lambda quick: clone.main(),
+    "modules": modules.run,
     "request": request.run,
     "http": http.run,
     "cache": cache.run,

@@ -33,16 +33,13 @@ class ModuleCode:
         spec: How the import system has found it.
         code: Its body; `None` if its loader has none to give, and executes it by itself.
         extension: Whether it is written in C, so that it cannot exist twice.
+        key: Which module this is, in the whole process.
     """
 
     spec: ModuleSpec
     code: CodeType | None
     extension: bool
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """Which module this is, in the whole process."""
-        return self.spec.name, str(self.spec.origin)
+    key: tuple[str, str]
 
     def new_module(self) -> ModuleType:
         """Return a new module, whose body has not run yet."""
@@ -92,7 +89,10 @@ def find_code(name: str, path: Iterable[str] | None) -> ModuleCode | None:
         tuple(EXTENSION_SUFFIXES)
     )
     get_code = None if extension else getattr(loader, "get_code", None)
-    return ModuleCode(spec, None if get_code is None else get_code(name), extension)
+    code = None if get_code is None else get_code(name)
+    # To ask for this has it computed, once for all copies of the spec.
+    _ = spec.cached
+    return ModuleCode(spec, code, extension, (name, str(spec.origin)))
 
 
 def find_statically(name: str) -> ModuleSpec | None:

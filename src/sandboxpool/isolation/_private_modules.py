@@ -144,7 +144,7 @@ class PrivateModules:
         self, importer: object, name: str, module: ModuleType, names: Iterable[str]
     ) -> None:
         """Remember what a module needs of others when it is imported."""
-        if importer not in self.loading:
+        if importer not in self.loading or importer in self.space.known:
             return
         needs = self.space.needs.setdefault(str(importer), set())
         whole = True

@@ -53,6 +53,7 @@ class ModuleSpace:
     Attributes:
         shared: The shared modules so far, by name.
         needs: Which private modules a module has imported in its body.
+        known: The modules whose needs are known, because their bodies have run.
         codes: What they are made from.
     """
 
@@ -66,6 +67,7 @@ class ModuleSpace:
         self.name = name
         self.shared: dict[str, Any] = {}
         self.needs: dict[str, set[str]] = {}
+        self.known: set[str] = set()
         self.codes = ModuleCodes()
         self._owned: dict[str, bool] = {}
         self._told: set[str] = set()
@@ -110,7 +112,9 @@ class ModuleSpace:
         with _changing:
             if name in self.shared:
                 return
-            registry = self._registry(name, module)
+            # The same body defines the same things: one look at them is enough.
+            registry = "" if name in self.known else self._registry(name, module)
+            self.known.add(name)
             if code.extension or registry or is_in(name, self.asked):
                 names = self._closure(name)
                 self._refuse_app(code, names, registry or "it is to exist once", None)
