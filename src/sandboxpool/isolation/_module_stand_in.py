@@ -22,7 +22,7 @@ import attrs
 from sandboxpool._exceptions import AppImportError, PrivateModuleError
 
 from . import _import_effects as effects
-from ._importer import asking, internal, of_module
+from ._importer import asking, internal, live, of_module
 from ._module_code import facts, find_spec
 
 if TYPE_CHECKING:
@@ -183,6 +183,16 @@ def install(spec: ModuleSpec, space: ModuleSpace, package: Any) -> ModuleStandIn
             child = name.rpartition(".")[2]
             entry.package, entry.attribute = package, vars(package).get(child, _ABSENT)
         return entry.stand_in
+
+
+def give_up(name: str) -> None:
+    """Take a stand-in away if no sandbox has the module, because it could not be imported."""
+    with _changing:
+        entry = _entries.get(name)
+        if entry is not None and not any(
+            modules.find(name) is not None for modules in live() if modules.owns(name)
+        ):
+            _take_away(name, entry)
 
 
 def keep(name: str, stand_in: ModuleStandIn) -> Any:

@@ -98,6 +98,8 @@ class PrivateModules:
             ModuleNotFoundError: There is no such module.
             BaseException: Whatever the body of a module raises.
         """
+        if name in self.loading:
+            self._look_again(name)
         module = self._own(name)
         # While its body runs, only what runs in that thread gets it, by a detour.
         if module is not None and self.loading.get(name, get_ident()) == get_ident():
@@ -121,6 +123,21 @@ class PrivateModules:
             if not self.loading:
                 self._settle()
 
+    def _look_again(self, name: str) -> None:
+        """Take what the body of a module, which still runs, has put into its own place."""
+        entry, module = sys.modules.get(name), self.modules.get(name)
+        if (
+            self.loading.get(name) == get_ident()
+            and entry is not None
+            and module is not None
+            and entry is not stand_ins.current(name)
+        ):
+            self.modules[name] = entry
+            parent, _, child = name.rpartition(".")
+            package = self.find(parent)
+            if getattr(package, child, None) is module:
+                setattr(package, child, entry)
+
     def load_any(self, name: str) -> ModuleType:
         """Return a module that may be private: a private package may be in one that is not."""
         return self.load(name) if self.owns(name) else importlib.import_module(name)
@@ -131,6 +148,8 @@ class PrivateModules:
         for wanted in names:
             if wanted == "*":
                 self.load_named(name, package, getattr(package, "__all__", ()))
+            elif f"{name}.{wanted}" in self.loading:
+                self._look_again(f"{name}.{wanted}")
             elif not hasattr(package, wanted):
                 full = f"{name}.{wanted}"
                 try:
@@ -189,12 +208,13 @@ class PrivateModules:
             # What its body has imported for the first time, and nobody else here holds yet.
             inner = list(self.modules)
             inner = inner[inner.index(name) + 1 :] if name in self.modules else []
-            self.modules.pop(name, None)
-            if early and getattr(package, child, None) is module:
+            partial = self.modules.pop(name, None)
+            if early and getattr(package, child, None) is partial:
                 delattr(package, child)
             stand_ins.keep(name, stand_in)
             promoted = self._failed(code, error, inner)
             if promoted is None:
+                stand_ins.give_up(name)
                 raise
             self._bind(package, name, promoted)
             return promoted

@@ -12,7 +12,7 @@ from weakref import ref
 
 import attrs
 
-from sandboxpool._exceptions import AppImportError, ModuleIsolationError
+from sandboxpool._exceptions import AppImportError, AppTypeError, ModuleIsolationError
 from sandboxpool._load import load
 
 from . import _module_stand_in as stand_ins
@@ -113,6 +113,7 @@ class ModuleFactory(AppFactory):
         self.space = ModuleSpace(module, private, tuple(shared), name)
         self._factory = factory
         self._rehearsed = False
+        self._first: Any = _reference(None)
         self._numbers = count(1)
         self._lives = PerLoop[Life](self._new_life, _ModuleLife.close)  # type: ignore[arg-type] # its own
 
@@ -139,8 +140,10 @@ class ModuleFactory(AppFactory):
             if not self._rehearsed:
                 # Once more than there are sandboxes: what cannot be executed twice shall show
                 # now, and not when a second sandbox is made for a request.
-                self._boot()[0].close()
-                self._rehearsed = True
+                modules, made = self._boot()
+                modules.close()
+                self._rehearsed, self._first = True, _reference(made)
+                del modules, made
             await super().start()
         except BaseException:
             await self.stop()
@@ -169,6 +172,13 @@ class ModuleFactory(AppFactory):
 
     async def _make(self) -> Product:
         modules, made = self._boot()
+        if made is self._first():
+            modules.close()
+            raise AppTypeError(
+                f"{self.app!r} is the same {type(made).__name__} for every sandbox: it comes from "
+                f"a module that is not private. Add its package to packages="
+                f"{self.space.packages!r}, or wrap the app itself instead."
+            )
         # The lifespan runs in a task that inherits this.
         here.set(ref(modules))
         try:
@@ -184,8 +194,7 @@ class ModuleFactory(AppFactory):
         for _ in range(_BOOTS_AT_MOST):
             modules = PrivateModules(self.space, next(self._numbers))
             try:
-                modules.boot(self.space.app)
-                made, _ = load(self.app, factory=self._factory, import_module=modules.load)
+                made, _ = load(self.app, factory=self._factory, import_module=modules.boot)
             except BootAgainError:
                 modules.close()
             except BaseException:
@@ -216,6 +225,18 @@ class ModuleFactory(AppFactory):
 
 def _given(app: Any) -> Any:
     return app
+
+
+def _reference(value: Any) -> Any:
+    """Return a weak reference, or what looks like a dead one if there can be none."""
+    try:
+        return ref(value)
+    except TypeError:
+        return _nothing
+
+
+def _nothing() -> None:
+    return None
 
 
 def _never() -> Any:
