@@ -35,7 +35,7 @@ class Row:
         title: What the documentation says.
         make: Returns a new app that has such state.
         clone: For `clone`: at the same moment, and after another request.
-        factory: For `factory`, the same.
+        factory: For `factory`, the same. For `module`, everything is private.
         note: What the documentation adds.
         namespace: Whether `make` returns the namespace of a module with `app` and `create_app`.
     """
@@ -133,6 +133,11 @@ def state_through_global() -> Any:
     namespace: dict[str, Any] = {"__name__": "shop.main"}
     exec(MODULE, namespace)
     return namespace
+
+
+def state_through_global_app() -> Any:
+    """Return the app of that module."""
+    return state_through_global()["app"]
 
 
 @asynccontextmanager
@@ -496,3 +501,23 @@ def cached() -> list[str]:
 def module_cache() -> Any:
     cached.cache_clear()
     return probing(FastAPI(), lambda request: cached(), lambda request, user: cached().append(user))
+
+
+# --- a limit ------------------------------------------------------------------------------
+
+
+def limited() -> Any:
+    """Return an app with a dependency that only two requests may be in, and that waits there."""
+
+    async def busy(request: Request) -> None:
+        request.scope["entered"].append(request.query_params["user"])
+        await request.scope["leave"].wait()
+
+    app = FastAPI()
+
+    @app.get("/")
+    async def endpoint(
+        value: Any = Depends(busy, max_concurrency=2),  # type: ignore[call-arg,unused-ignore] # not in old versions
+    ) -> None: ...
+
+    return app

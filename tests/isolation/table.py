@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-from fastapi import Depends, FastAPI
-from starlette.requests import Request
+from fastapi import Depends
 
 from sandboxpool import wrap
 from sandboxpool._lifespan import Lifespan
 from sandboxpool.isolation.clone import CloneFactory
 from sandboxpool.isolation.factory import AppFactory
+from sandboxpool.isolation.module import ModuleFactory
 
+from . import rows
 from .driver import Driver, Meeting, call
-from .rows import ROWS, Row, Verdict
+from .rows import ROWS, Row, Verdict, limited
 
+ISOLATIONS = ("clone", "factory", "module")
+ROWS_MODULE = rows.__name__
 PAGE = Path(__file__).parents[2] / "docs" / "isolation-table.md"
 
 
@@ -70,15 +73,24 @@ async def verdict(row: Row, isolation: str, situation: str) -> Verdict:
 
 async def through_wrap(row: Row, isolation: str, situation: str) -> Verdict:
     """Return the same for the app as `wrap()` serves it, with a pool."""
-    made = row.make()
     size = 1 if situation == "in_turn" else 2
+    if isolation == "module":
+        name = f"{ROWS_MODULE}:{row.id}{'_app' if row.namespace else ''}"
+        wrapped = wrap(
+            name, factory=True, isolation="module", packages=(ROWS_MODULE,), max_size=size
+        )
+        return await _through(wrapped, situation)
+    made = row.make()
     if isolation == "clone":
         app = made["app"] if row.namespace else made
         wrapped = wrap(app, min_size=size, max_size=size)
     else:
         make = made["create_app"] if row.namespace else row.make
         wrapped = wrap(make, factory=True, min_size=size, max_size=size)
+    return await _through(wrapped, situation)
 
+
+async def _through(wrapped: Any, situation: str) -> Verdict:
     async def ask(number: int, path: str, **scope: Any) -> Any:
         return await call(wrapped, path, **scope)
 
@@ -107,10 +119,11 @@ async def measure() -> dict[str, dict[tuple[str, str], Verdict]]:
     found: dict[str, dict[tuple[str, str], Verdict]] = {}
     for row in ROWS:
         found[row.id] = {}
-        for isolation in ("clone", "factory"):
+        for isolation in ISOLATIONS:
             for situation in SITUATIONS:
-                verdicts = await verdict(row, isolation, situation)
-                found[row.id][isolation, situation] = verdicts
+                # A request that comes later finds private modules executed anew, by the pool.
+                look = through_wrap if isolation == "module" else verdict
+                found[row.id][isolation, situation] = await look(row, isolation, situation)
     return found
 
 
@@ -118,34 +131,22 @@ HAS_LIMIT = "max_concurrency" in inspect.signature(Depends).parameters
 """Whether this FastAPI knows `Depends(max_concurrency=...)`."""
 
 
-def limited(entered: list[str], leave: anyio.Event) -> Any:
-    """Return an app with a dependency that only two requests may be in, and that waits there."""
-
-    async def busy(request: Request) -> None:
-        entered.append(request.query_params["user"])
-        await leave.wait()
-
-    app = FastAPI()
-
-    @app.get("/")
-    async def endpoint(value: Any = Depends(busy, max_concurrency=2)) -> None: ...
-
-    return app
+def _limit_factory(isolation: str) -> Any:
+    if isolation == "module":
+        return ModuleFactory(f"{ROWS_MODULE}:limited", factory=True, packages=(ROWS_MODULE,))
+    return CloneFactory(limited()) if isolation == "clone" else AppFactory(limited)
 
 
 async def limit(isolation: str) -> int:
     """Return how many of six requests, each in a sandbox of its own, get into the dependency."""
     entered: list[str] = []
     leave = anyio.Event()
-
-    def make() -> Any:
-        return limited(entered, leave)
-
-    factory = CloneFactory(make()) if isolation == "clone" else AppFactory(make)
+    scope = {"entered": entered, "leave": leave}
+    factory = _limit_factory(isolation)
     async with Driver(factory, 6) as driver, anyio.create_task_group() as group:
 
         async def one(number: int) -> None:
-            assert (await driver.get(number, "/", query=f"user={number}")).status == 200
+            assert (await driver.get(number, "/", query=f"user={number}", **scope)).status == 200
 
         for number in range(6):
             group.start_soon(one, number)
@@ -159,9 +160,7 @@ async def limit(isolation: str) -> int:
 
 async def page() -> str:
     """Return the table as the documentation has it."""
-    return render(
-        await measure(), {"clone": await limit("clone"), "factory": await limit("factory")}
-    )
+    return render(await measure(), {isolation: await limit(isolation) for isolation in ISOLATIONS})
 
 
 def shown(at_once: Verdict, in_turn: Verdict) -> str:
@@ -173,17 +172,17 @@ def shown(at_once: Verdict, in_turn: Verdict) -> str:
 
 def render(found: dict[str, dict[tuple[str, str], Verdict]], limits: dict[str, int]) -> str:
     """Return the table as Markdown."""
-    lines = ["| state | `clone` | `factory` |", "|---|---|---|"]
+    lines = ["| state | `clone` | `factory` | `module` |", "|---|---|---|---|"]
     for row in ROWS:
         cells = [
             shown(found[row.id][isolation, "at_once"], found[row.id][isolation, "in_turn"])
-            for isolation in ("clone", "factory")
+            for isolation in ISOLATIONS
         ]
         title = f"{row.title} ({row.note})" if row.note else row.title
-        lines.append(f"| {title} | {cells[0]} | {cells[1]} |")
+        lines.append(f"| {title} | {' | '.join(cells)} |")
     cells = [
         f"{'shared' if limits[isolation] == 2 else 'one each'}: {limits[isolation]} of 6 get in"
-        for isolation in ("clone", "factory")
+        for isolation in ISOLATIONS
     ]
     lines += [
         f"| the limit of a `Depends(max_concurrency=2)` in the app | {' | '.join(cells)} |",

@@ -7,15 +7,16 @@ from functools import partial
 import anyio
 import pytest
 
-from . import table
+from . import rows, table
 from .driver import call
 
 
 @pytest.mark.skipif(not table.HAS_LIMIT, reason="this FastAPI has no such limit")
 async def test_a_limit_of_a_dependency() -> None:
-    """Clones share the limit that the app declares; each product of a factory has its own."""
+    """Clones share the limit that the app declares; what is made anew has one of its own."""
     assert await table.limit("clone") == 2
     assert await table.limit("factory") == 6
+    assert await table.limit("module") == 6
 
 
 @pytest.mark.skipif(not table.HAS_LIMIT, reason="this FastAPI has no such limit")
@@ -23,10 +24,11 @@ async def test_a_limit_without_sandboxes() -> None:
     """The app alone lets two in at the same moment, and all six in the end."""
     entered: list[str] = []
     leave = anyio.Event()
-    app = table.limited(entered, leave)
+    app = rows.limited()
+    scope = {"entered": entered, "leave": leave}
     async with anyio.create_task_group() as group:
         for number in range(6):
-            group.start_soon(partial(call, app, "/", query=f"user={number}"))
+            group.start_soon(partial(call, app, "/", query=f"user={number}", **scope))
         await anyio.wait_all_tasks_blocked()
         assert len(entered) == 2
         leave.set()

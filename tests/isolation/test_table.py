@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from . import table
-from .rows import ROWS, Row
+from .rows import PRIVATE, ROWS, Row
 
 pytestmark = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
 
@@ -26,9 +26,9 @@ async def test_row(row: Row, isolation: str, situation: str) -> None:
 
 
 @pytest.mark.parametrize("situation", ["at_once", "in_turn"])
-@pytest.mark.parametrize("isolation", ["clone", "factory"])
+@pytest.mark.parametrize("isolation", table.ISOLATIONS)
 async def test_row_through_wrap(row: Row, isolation: str, situation: str) -> None:
-    """A user of `wrap()` gets what the table says."""
-    expected = row.clone if isolation == "clone" else row.factory
+    """A user of `wrap()` gets what the table says; with private modules, all is private."""
+    expected = {"clone": row.clone, "factory": row.factory, "module": PRIVATE}[isolation]
     found = await table.through_wrap(row, isolation, situation)
     assert found == expected[list(table.SITUATIONS).index(situation)]
