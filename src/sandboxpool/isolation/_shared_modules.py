@@ -27,7 +27,7 @@ _Key = tuple[str, str]
 
 # Whose objects and classes are entered into a registry of the process when a module defines them,
 # which says nothing if the name is there, and goes on with the one or the other.
-_REGISTRIES = ("celery.", "django.db.models.", "mongoengine.")
+_REGISTRIES = ("celery.", "django.db.models.")
 
 _once: dict[_Key, tuple[Any, tuple[str, ...]]] = {}
 """Modules that exist once in this process, with the names of all that is shared with them.

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 import re
 import shutil
+import subprocess
+import sys
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
@@ -323,6 +326,55 @@ async def test_celery_in_the_module_of_the_app(package: Package) -> None:
     app = sandboxpool.wrap("shop.main:app", isolation="module")
     with pytest.raises(ModuleIsolationError, match=r"it is that of the app, 'shop.main'"):
         await app.open()
+
+
+DJANGO = f"""
+### shop/__init__.py
+### shop/models.py
+from django.db import models
+class Item(models.Model):
+    name = models.CharField(max_length=10)
+    class Meta:
+        app_label = "shop"
+### shop/main.py
+{HEAD}
+from django.apps import apps
+from .models import Item
+def found():
+    return apps.get_registered_model("shop", "Item") is Item
+app = probing(found)
+### run.py
+import anyio, django, logging, warnings
+from django.conf import settings
+warnings.simplefilter("error")
+logging.basicConfig(format="%(message)s")
+settings.configure()
+django.setup()
+from sandboxpool.isolation.module import ModuleFactory
+from tests.isolation.driver import Driver
+from tests.isolation.modules.probe import ask
+async def main():
+    async with Driver(ModuleFactory("shop.main:app"), 3) as driver:
+        print([await ask(driver.app(number), "/found") for number in range(3)])
+anyio.run(main)
+"""
+
+
+def test_django(package: Package) -> None:
+    """A module with models of Django, whose registry goes on with the last one, is shared."""
+    pytest.importorskip("django")
+    folder = package(DJANGO)
+    root = Path(__file__).parents[3]
+    done = subprocess.run(
+        [sys.executable, str(folder / "run.py")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    assert done.stdout.strip() == "[True, True, True]", done.stderr
+    assert "(django knows what it defines in the whole process)" in done.stderr
 
 
 @pytest.mark.slow
