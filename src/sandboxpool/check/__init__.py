@@ -1,0 +1,1 @@
+"""What `sandboxpool check` finds: state of an app that its requests share."""
