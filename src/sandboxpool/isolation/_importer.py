@@ -9,6 +9,7 @@ stack tells whose code it is.
 from __future__ import annotations
 
 import builtins
+import importlib
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -175,7 +176,8 @@ def importing(frame: FrameType | None) -> tuple[PrivateModules, str] | None:
     What a third-party module does in its own body, because a private one imports it, is its own.
     """
     while frame is not None:
-        if frame.f_code.co_filename == _INTERNAL or "importlib" in frame.f_code.co_filename:
+        file = frame.f_code.co_filename
+        if file == importlib.__file__ or file.startswith((_INTERNAL, "<frozen importlib.")):
             return None
         modules = of_frame(frame)
         name = frame.f_globals.get("__name__")

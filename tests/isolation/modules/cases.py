@@ -427,7 +427,7 @@ case(
     "threads and tasks",
     """### shop/main.py
 HEAD
-import asyncio, threading, contextvars, sys
+import contextvars, pickle, sys, threading
 from concurrent.futures import ThreadPoolExecutor
 import anyio
 from .state import leave
@@ -441,6 +441,10 @@ def users():
     return users
 async def found():
     results = [await anyio.to_thread.run_sync(work)]
+    # No code of the package is on the stack there: the request itself tells whose it is.
+    from . import things
+    text = await anyio.to_thread.run_sync(pickle.dumps, things.Thing())
+    results.append(type(await anyio.to_thread.run_sync(pickle.loads, text)) is things.Thing)
     thread = threading.Thread(target=lambda: results.append(work()))
     thread.start()
     thread.join()
@@ -455,6 +459,9 @@ async def found():
 APP
 ### shop/late.py
 from . import state
+### shop/things.py
+class Thing:
+    pass
 """,
 )
 case(

@@ -55,6 +55,21 @@ async def test_no_stand_in_is_bound(package: Package, name: str) -> None:
         assert not own & {id(module) for module in second.values()}
 
 
+async def test_taken_out_of_sys_modules(package: Package) -> None:
+    """Private code that takes its module out of `sys.modules` goes on with the one that it has."""
+    package(
+        SHOP.replace(
+            "def found(): return state.users",
+            "import importlib, sys\n"
+            "def found():\n    sys.modules.pop('shop.state', None)\n"
+            "    return importlib.import_module('shop.state') is state",
+        )
+    )
+    async with Driver(ModuleFactory("shop.main:app"), 2) as driver:
+        for number in (0, 1, 0):
+            assert await ask(driver.app(number), "/found") is True
+
+
 async def test_imported_by_name(package: Package) -> None:
     """Imported by name, private code gets the private module itself, in every way."""
     package(
