@@ -24,11 +24,13 @@ Write = Callable[..., str]
 MAIN = """
     import functools, re
     from fastapi import FastAPI, Request
+    from werkzeug.local import LocalProxy
     from . import state
     from .state import Counter, users
 
     app = FastAPI()
     gates = {}
+    proxy = LocalProxy(lambda: 1 / 0)  # raises whatever it is asked
 
     def route(function):
         app.get("/" + function.__name__ + "/{name}")(function)
@@ -85,6 +87,10 @@ STATE = """
             import re
             return re.compile("x")
 
+        @functools.cached_property
+        def words(self):
+            return ["a"]
+
     lazy = Lazy()
 """
 
@@ -132,6 +138,14 @@ WRITES = [
     ("state.square.hits = 1", None, "", "", ""),
     ("state.defaults.hits = name", "state.defaults.hits", "added", "", "'ada'"),
     ("del state.hits", "state.hits", "removed", "0", ""),
+    ("state.current_user = request", "state.current_user", "changed", "None", "<starlette.req"),
+    (
+        "import datetime; state.current_user = datetime.date(2020, 1, 2)",
+        "state.current_user",
+        "changed",
+        "None",
+        "datetime.date(2020, 1, 2)",
+    ),
     ("state.current_user = Counter()", "state.current_user", "changed", "None", "<"),
 ]
 
@@ -149,7 +163,7 @@ async def test_written(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """What a request writes to a module is reported at once, by path, with its values and line."""
-    name = package(f"login(name: str):\n    {write}")
+    name = package(f"login(name: str, request: Request):\n    {write}")
     isolation: Any = "module" if where == "sandbox" else "clone"
     async with wrap(f"{name}.main:app", isolation=isolation, leaks="log") as sandboxed:
         await get(sandboxed, "/clean/x")
@@ -165,7 +179,7 @@ async def test_written(
         assert leak["after"].startswith(after)
         assert leak["leases"] == (report["lease_id"],)
         if path != "state.count_up.<nonlocal>.count":
-            assert leak["lines"] == (f"{name}/main.py:20 in login",)
+            assert leak["lines"] == (f"{name}/main.py:22 in login",)
         # It is there once, whoever comes next.
         await get(sandboxed, "/clean/x")
         assert len(reports(caplog)) == 1
@@ -245,6 +259,7 @@ async def test_what_warms_up(package: Write, caplog: pytest.LogCaptureFixture) -
                 state.client = http.client.HTTPConnection("127.0.0.1")
             state.square(3)
             state.lazy.pattern
+            state.lazy.words
             lazy.Model(x=1).model_dump_json()
             re.compile("ab+c")
             import warnings

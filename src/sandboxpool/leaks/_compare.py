@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import FunctionType, SimpleNamespace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from sandboxpool.isolation._data import CONTAINERS, MAPPINGS, SEQUENCES
 
@@ -14,6 +15,25 @@ _BY_VALUE = frozenset({str, int, float, complex, bool, bytes, type(None)})
 _COMPARED = CONTAINERS - {tuple}
 _DEEPEST = 50
 _LONGEST = 10_000  # items of a container that are looked at one by one
+
+
+_computed: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
+
+
+def computed_names(cls: type) -> frozenset[str]:
+    """Return the attributes that objects of a class compute once, when they are asked for.
+
+    Those of `functools.cached_property`, and of those who took the name from there.
+    """
+    names = _computed.get(cls)
+    if names is None:
+        names = _computed[cls] = frozenset(
+            name
+            for base in cls.__mro__
+            for name, value in list(vars(base).items())
+            if type(value).__name__ in ("cached_property", "lazyproperty", "reify")
+        )
+    return names
 
 
 def compare_value(

@@ -7,12 +7,11 @@ container of that name, is looked up in the bytecode. Nothing is traced while re
 from __future__ import annotations
 
 import dis
-import inspect
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from types import CodeType, FunctionType, ModuleType
+from collections.abc import Iterator, Mapping
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 _CODES_AT_MOST = 4000
@@ -69,7 +68,9 @@ class Lines:
         self._names: dict[str, dict[str, CodeType]] = {}
         # By place, the texts that stand there.
         self._texts: dict[str, set[str]] = {}
-        self._seen: set[int] = set()
+        # All code by id, and what of it has been read: only what has a name that was asked for.
+        self._codes: dict[int, CodeType] = {}
+        self._read: set[int] = set()
 
     def add(self, modules: Mapping[str, ModuleType]) -> None:
         """Take in modules; those of a name that is known already are other copies of them."""
@@ -89,10 +90,11 @@ class Lines:
             name, module = self._unread.pop()
             for value in list(vars(module).values()):
                 for function in _functions(value, name):
-                    self._read_function(function.__code__)
-        code = getattr(inspect.unwrap(endpoint), "__code__", None) if callable(endpoint) else None
-        if isinstance(code, CodeType):
-            self._read_function(code)
+                    self._add(function.__code__)
+        code = _code_of(endpoint)
+        if code is not None:
+            self._add(code)
+        self._read_those_with(_words_in(path))
         found = self._candidates(path)
         likely = [place for place, own in found.items() if own is code]
         # A constructor gives the first value, and not the next one.
@@ -119,14 +121,21 @@ class Lines:
         """Return those places at which a text stands, the key that is written to."""
         return {place: own for place, own in places.items() if text in self._texts.get(place, ())}
 
-    def _read_function(self, code: CodeType) -> None:
+    def _add(self, code: CodeType) -> None:
         rest = [code]
-        while rest and len(self._seen) < _CODES_AT_MOST:
+        while rest and len(self._codes) < _CODES_AT_MOST:
             code = rest.pop()
-            if id(code) not in self._seen:
-                self._seen.add(id(code))
-                self._read_code(code)
+            if id(code) not in self._codes:
+                self._codes[id(code)] = code
                 rest.extend(inner for inner in code.co_consts if isinstance(inner, CodeType))
+
+    def _read_those_with(self, words: frozenset[str]) -> None:
+        for code in self._codes.values():
+            if id(code) not in self._read and not words.isdisjoint(
+                (*code.co_names, *code.co_freevars, *code.co_cellvars, *code.co_varnames)
+            ):
+                self._read.add(id(code))
+                self._read_code(code)
 
     def _read_code(self, code: CodeType) -> None:
         name = getattr(code, "co_qualname", code.co_name)  # Python 3.11
@@ -151,6 +160,23 @@ class Lines:
             if changes:
                 for word in loads:
                     self._changes.setdefault(word, {})[place] = code
+
+
+def _words_in(path: str) -> frozenset[str]:
+    """Return the names, one of which any code has that can be meant."""
+    for begin, called in _CALLS.items():
+        if path.startswith(begin):
+            return frozenset(called.split())
+    return frozenset((*_last_of(path)[0][-1:], "setattr"))
+
+
+def _code_of(endpoint: Any) -> CodeType | None:
+    if type(endpoint) is MethodType:
+        endpoint = endpoint.__func__
+    seen = 0
+    while type(endpoint) is FunctionType and "__wrapped__" in endpoint.__dict__ and seen < 100:
+        endpoint, seen = endpoint.__dict__["__wrapped__"], seen + 1
+    return endpoint.__code__ if type(endpoint) is FunctionType else None
 
 
 def _last_of(path: str) -> tuple[list[str], str]:
@@ -184,19 +210,20 @@ def _by_line(code: CodeType) -> Iterator[tuple[int, list[dis.Instruction]]]:
     yield from sorted(lines.items())
 
 
-def _functions(value: Any, module: str) -> Iterable[FunctionType]:
-    if type(value) is FunctionType:
-        while hasattr(value, "__wrapped__") and type(value.__wrapped__) is FunctionType:
-            value = value.__wrapped__
+def _functions(value: Any, module: str) -> Iterator[FunctionType]:
+    # Never `isinstance()` or `getattr()`: a module may have a proxy that stands for nothing yet.
+    cls = type(value)
+    if cls is FunctionType:
         if value.__module__ == module:
             yield value
-    elif isinstance(value, type) and value.__module__ == module:
+            inner = value.__dict__.get("__wrapped__")
+            if type(inner) is FunctionType:
+                yield from _functions(inner, module)
+    elif issubclass(cls, type) and value.__module__ == module:
         for item in list(vars(value).values()):
-            for part in (
-                item,
-                getattr(item, "__func__", None),
-                getattr(item, "fget", None),
-                getattr(item, "fset", None),
-            ):
-                if type(part) is FunctionType:
-                    yield part
+            parts: tuple[Any, ...] = (item,)
+            if issubclass(type(item), (classmethod, staticmethod)):
+                parts = (item.__func__,)
+            elif issubclass(type(item), property):
+                parts = (item.fget, item.fset, item.fdel)
+            yield from (part for part in parts if type(part) is FunctionType)

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from sandboxpool.isolation._data import CONTAINERS, MAPPINGS, SCALARS, SEQUENCES
 from sandboxpool.isolation._graph import getattr_dict, slot_names
 
-from ._compare import compare_value, key_text
+from ._compare import compare_value, computed_names, key_text
 from ._difference import ABSENT, Difference
 
 _DEEPEST = 20
@@ -269,7 +269,10 @@ def _variables(owner: Any) -> Mapping[Any, Any]:
 
 
 def _attributes(owner: Any) -> Mapping[Any, Any]:
-    return dict(getattr_dict(owner) or {})
+    values = dict(getattr_dict(owner) or {})
+    for name in computed_names(type(owner)):
+        values.pop(name, None)
+    return values
 
 
 def _slots(owner: Any) -> Mapping[Any, Any]:

@@ -4,7 +4,8 @@ The first requests fill caches, import lazily and connect for the first time; no
 leak, and most of it looks like one. What tells them apart is that it comes to an end:
 
 * Data that was changed is reported at once: nothing that warms up has a reason to.
-* Something opaque that takes the place of nothing (a client, an engine, a compiled pattern) is
+* So is what belongs to a request, like the request itself.
+* Something else opaque that takes the place of nothing (a client, an engine, a compiled pattern) is
   reported when it comes a second time.
 * A container of a shared module that gets another item is reported when that has happened three
   times, and then each time that this number has doubled. One that loses items, too, is a cache
@@ -30,6 +31,16 @@ from ._shared import Found
 _GROWTHS = 3
 _REMEMBERED = 5000
 _DATA = frozenset({str, int, float, complex, bool, bytes, type(None)}) | CONTAINERS
+# Values of the standard library, which nobody makes once and for all.
+_VALUES = frozenset({"datetime", "decimal", "fractions", "ipaddress", "pathlib", "uuid"})
+# Whose objects belong to one request.
+_OF_A_REQUEST = frozenset(
+    {
+        "django.core.handlers.asgi", "django.core.handlers.wsgi", "django.http.request",
+        "flask.wrappers", "starlette.datastructures", "starlette.requests",
+        "starlette.websockets", "werkzeug.wrappers.request",
+    }
+)  # fmt: skip
 _DUNDER = re.compile(r"\.(__\w+__|_abc_\w+)(?=[.\[(]|\Z)")
 _LAST_ITEM = re.compile(r"(.+?)(?:\[[^\[\]]*\]|\{[^{}]*\})\Z", re.DOTALL)
 _SIZE = re.compile(r"len\((.+)\)", re.DOTALL)
@@ -89,8 +100,7 @@ class Policy:
             return True
         if one.kind == "added" and issubclass(type(one.after), ModuleType):
             return True  # `import shop.cart`, lazily
-        name = one.path.rpartition(".")[2]
-        return type(one.before) is _CACHED or type(one.after) is _CACHED or name == "cache_info()"
+        return type(one.before) is _CACHED or type(one.after) is _CACHED
 
     def _warms_up(self, one: Found, owner: object) -> bool:
         """Tell whether something opaque takes the place of nothing, for the first time."""
@@ -99,7 +109,10 @@ class Policy:
         if one.before is not None and one.before is not ABSENT:
             return False
         cls = type(one.after)
-        if cls in _DATA or cls.__module__.partition(".")[0] in self.packages:
+        module = str(cls.__module__)
+        if cls in _DATA or module.partition(".")[0] in self.packages | _VALUES:
+            return False
+        if module in _OF_A_REQUEST:
             return False
         if cls in (FunctionType, type) and one.kind == "changed":
             return False

@@ -23,6 +23,7 @@ from ._process import ProcessState
 from ._strays import live_threads, name_of_thread, place_of_thread, stray_threads
 
 _REMEMBERED = 10_000
+_ADDRESSES_AT_MOST = 1000
 
 
 @attrs.frozen(eq=False)
@@ -258,6 +259,12 @@ class ProcessWatch:
 
         No pool needs many more of them than there were requests at once.
         """
+        if len(self._kept) > _ADDRESSES_AT_MOST:
+            self._kept = {
+                other: there
+                for other, some in self._kept.items()
+                if (there := [known for known in some if known.is_there()])
+            }
         kept = [known for known in self._kept.get(name, ()) if known.is_there()]
         kept.append(suspect)
         self._kept[name] = kept

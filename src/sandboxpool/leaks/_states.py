@@ -15,7 +15,7 @@ from sandboxpool.isolation._plan import FRAMEWORKS
 from sandboxpool.isolation._recipe import Recipe
 from sandboxpool.isolation._sandbox import AppSandbox
 
-from ._compare import compare_containers, compare_value
+from ._compare import compare_containers, compare_value, computed_names
 from ._difference import ABSENT, Difference
 
 # What frameworks build when it is asked for, besides what they keep under private names.
@@ -79,10 +79,12 @@ def _attributes(sandbox: AppSandbox, paths: Mapping[int, str]) -> Iterator[Diffe
         if before is None:
             before = sandbox._expected(index)
         ours = new[index] is sandbox.app
-        framework = recipe.objects[index][0].__module__.startswith(FRAMEWORKS)
+        cls = recipe.objects[index][0]
+        framework = cls.__module__.startswith(FRAMEWORKS)
+        computed = computed_names(cls)
         for name in [*before, *(name for name in values if name not in before)]:
             then, now = before.get(name, ABSENT), values.get(name, ABSENT)
-            if framework and (name.startswith("_") or name in _LAZY):
+            if name in computed or (framework and (name.startswith("_") or name in _LAZY)):
                 continue
             if name == "dependency_overrides":
                 # A lease begins with those that the template has right now.
