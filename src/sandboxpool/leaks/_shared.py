@@ -24,6 +24,7 @@ from ._strays import live_threads, name_of_thread, place_of_thread, stray_thread
 
 _REMEMBERED = 10_000
 _ADDRESSES_AT_MOST = 1000
+_FEW = 64
 
 
 @attrs.frozen(eq=False)
@@ -72,6 +73,7 @@ class Presence:
         self.since: set[int] = set()
         self.peak = 0
         self._now: dict[int, RequestLease] = {}
+        self._asked = 0
 
     def enter(self, lease: RequestLease) -> None:
         """Note a lease that begins."""
@@ -87,8 +89,11 @@ class Presence:
 
     def now(self) -> set[int]:
         """Return the ids of those in flight."""
-        # An end may have gone by unnoticed: whoever was cancelled twice in it.
-        self._now = {id: lease for id, lease in self._now.items() if not lease.ended}
+        # An end may have gone by unnoticed: whoever was cancelled twice in it. With many in flight
+        # it is looked for only now and then.
+        self._asked += 1
+        if len(self._now) < _FEW or self._asked % _FEW == 0:
+            self._now = {id: lease for id, lease in self._now.items() if not lease.ended}
         return set(self._now)
 
     def looked(self) -> None:
