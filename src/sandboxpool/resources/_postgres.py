@@ -54,12 +54,15 @@ async def stop_psycopg(connection: Any) -> None:
     """
     if not _active(connection):
         return
-    try:
-        await connection.cancel_safe(timeout=_STOPS_WITHIN)
-    except Exception:
-        pass  # the server cannot be asked: it finds the connection gone
-    with anyio.move_on_after(_STOPS_WITHIN):
-        await _idle(connection)
+    from psycopg import capabilities
+
+    if capabilities.has_cancel_safe():  # else libpq blocks the process while it asks
+        try:
+            await connection.cancel_safe(timeout=_STOPS_WITHIN)
+        except Exception:
+            pass  # the server cannot be asked: it finds the connection gone
+        with anyio.move_on_after(_STOPS_WITHIN):
+            await _idle(connection)
     if _active(connection):
         # Whoever reads gets the end of the stream.
         with socket.socket(fileno=os.dup(connection.pgconn.socket)) as sock:
