@@ -118,12 +118,12 @@ def read_sources(
             continue
         seen.add(name)
         top = name.partition(".")[0]
-        if name != entry and _excluded(name, exclude):
-            continue
         if top not in own and not _beside(finder, top, root):
             continue
         if "." in name:
             waiting.append(name.rpartition(".")[0])
+        if name != entry and _excluded(name, exclude):
+            continue
         place = finder.find(name)
         if place is None or place.file is None or not place.file.endswith(".py"):
             if name == entry and (place is None or place.folders is None):

@@ -322,5 +322,30 @@ _ALL: list[Rule] = [
     ),
 ]
 
+# What `wrap()` with an isolation makes private, as the table in docs/isolation.md has it.
+_PRIVATE_IN: dict[str, tuple[str, ...]] = {
+    "SP105": ("clone", "factory", "module"),
+    "SP106": ("clone", "factory", "module"),
+    "SP108": ("factory", "module"),
+    "SP112": (),
+}
+
+
+def private_in(rule: str) -> tuple[str, ...]:
+    """Return the isolations that make what breaks a rule private to a sandbox."""
+    return _PRIVATE_IN.get(rule, ("module",))
+
+
 RULES: dict[str, Rule] = {rule.id: rule for rule in _ALL}
 """Every rule, by its id."""
+
+
+def find_rule(name: str) -> Rule | None:
+    """Return the rule of that id or name, in capitals or not."""
+    wanted = name.strip().lower()
+    return next((one for one in _ALL if wanted in (one.id.lower(), one.name)), None)
+
+
+def rule_names() -> list[str]:
+    """Return everything that a rule can be called."""
+    return [name for rule in _ALL for name in (rule.id, rule.name)]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import attrs
+
+from sandboxpool._exceptions import AppImportError
 
 from ._finding import Finding
 from ._held import find_held
@@ -42,7 +44,7 @@ def read_app(
     app_dir: Path,
     packages: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    factory: bool = False,
+    progress: Callable[[str], None] = lambda step: None,
 ) -> Reading:
     """Find shared state in the source of an app, without importing it.
 
@@ -51,17 +53,22 @@ def read_app(
         app_dir: The folder to find it in.
         packages: Further packages that belong to the app.
         exclude: Modules that are left out.
-        factory: Whether the import string names a function that makes the app.
+        progress: Told what is being done.
 
     Raises:
-        AppImportError: There is no such module, or it cannot be parsed.
+        AppImportError: There is no such module, it has no such name, or it cannot be parsed.
     """
+    progress("reading modules")
     sources = read_sources(app, app_dir=app_dir, packages=packages, exclude=exclude)
+    progress(f"reading names in {len(sources.modules)} modules")
     program = Program.read(sources.modules)
+    _check_name(app, program)
+    progress(f"following calls in {len(sources.modules)} modules")
     timing = Timing.read(program)
     program.late = timing.late
     program.forget()
     find_held(program, timing)
+    progress(f"looking at {len(timing.late)} functions that run in requests")
     writes = [
         write
         for function in program.functions
@@ -77,6 +84,19 @@ def read_app(
         modules=len(sources.modules),
         functions=len(timing.late),
         unreadable=sources.unreadable,
+    )
+
+
+def _check_name(app: str, program: Program) -> None:
+    module, _, name = app.partition(":")
+    names = program.modules[module].bindings
+    first = name.partition(".")[0]
+    if first in names or "*" in names or "__getattr__" in names:
+        return
+    near = [one for one in names if not one.startswith("_")]
+    raise AppImportError(
+        f"import string {app!r}: module {module!r} has no attribute {name!r}. "
+        f"It has: {', '.join(sorted(near)[:8]) or 'nothing'}."
     )
 
 

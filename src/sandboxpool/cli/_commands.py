@@ -14,6 +14,7 @@ from rich.console import Console
 import sandboxpool
 from sandboxpool._exceptions import OptionError, SandboxPoolError
 
+from ._check import check
 from ._project_file import did_you_mean, find_project_file, read_project_file
 from ._servers import SERVERS, check_server, check_worker, in_process, run_server
 from ._settings import PREFIX, Setting, hand_over, settings
@@ -260,6 +261,7 @@ commands.add_command(
         """,
     )
 )
+commands.add_command(check)
 
 
 def run() -> None:

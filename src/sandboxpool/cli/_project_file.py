@@ -16,6 +16,8 @@ else:
     import tomli as tomllib
 
 FILE = "pyproject.toml"
+TABLES = ("check",)
+"""The tables in it that are those of other commands than `serve`."""
 
 
 def find_project_file(start: Path) -> Path | None:
@@ -26,12 +28,16 @@ def find_project_file(start: Path) -> Path | None:
     return None
 
 
-def read_project_file(path: Path, known: Collection[str]) -> dict[str, Any]:
-    """Return the table, with underscores in its names.
+def read_project_file(
+    path: Path, known: Collection[str] | None, *, table: str | None = None
+) -> dict[str, Any]:
+    """Return the table, or a table in it, with underscores in its names.
 
     Args:
         path: The file.
-        known: Every name that the table may have.
+        known: Every name that it may have; `None` to look for none in particular.
+        table: Which of `TABLES`, for `[tool.sandboxpool.check]` and the like; `None` for
+            `[tool.sandboxpool]` without them.
 
     Raises:
         OptionError: The file is no TOML, or the table has a name that does not exist.
@@ -40,18 +46,25 @@ def read_project_file(path: Path, known: Collection[str]) -> dict[str, Any]:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise OptionError(f"{path} cannot be read: {error}") from None
-    table = content.get("tool", {}).get("sandboxpool", {})
-    if not isinstance(table, Mapping):
-        raise OptionError(f"{path}: tool.sandboxpool is {table!r}, but should be a table.")
+    name = "tool.sandboxpool"
+    inner: tuple[str, ...] = TABLES
+    given = content.get("tool", {}).get("sandboxpool", {})
+    if table is not None:
+        name, inner = f"{name}.{table}", ()
+        given = given.get(table, {}) if isinstance(given, Mapping) else given
+    if not isinstance(given, Mapping):
+        raise OptionError(f"{path}: {name} is {given!r}, but should be a table.")
     found = {}
-    for key, value in table.items():
-        name = key.replace("-", "_")
-        if name not in known:
+    for key, value in given.items():
+        option = key.replace("-", "_")
+        if key in inner and isinstance(value, Mapping):
+            continue
+        if known is not None and option not in known:
             raise OptionError(
-                f"{path}: [tool.sandboxpool] has {key!r}, which is no option."
-                f"{did_you_mean(name, known)}"
+                f"{path}: [{name}] has {key!r}, which is no option."
+                f"{did_you_mean(option, [*known, *inner])}"
             )
-        found[name] = value
+        found[option] = value
     return found
 
 
