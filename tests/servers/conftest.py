@@ -17,13 +17,13 @@ class Fleet:
     def __init__(self, server: Server, stack: ExitStack) -> None:
         self.server = server
         self._stack = stack
-        self._running: dict[str, RunningServer] = {}
+        self._running: dict[tuple[str, str], RunningServer] = {}
 
     def __call__(self, app: str, module: str = "shop") -> RunningServer:
-        running = self._running.get(app)
+        running = self._running.get((module, app))
         if running is None or running.process.poll() is not None:
             running = self._stack.enter_context(self.server.start(app, module=module))
-            self._running[app] = running
+            self._running[module, app] = running
         return running
 
 
