@@ -171,3 +171,36 @@ def test_the_way_of_a_request(tmp_path: Path) -> None:
     (found,) = read_app("main:app", app_dir=tmp_path).findings
     assert found.way == ("main.me", "main.login", "state.remember")
     assert (found.path, found.function) == ("state.current", "state.remember")
+
+
+@pytest.mark.parametrize(
+    "deep",
+    [
+        "x = " + " + ".join(["'a'"] * 3000),
+        "x = 'a'" + ".strip()" * 500,
+        "if x == 0: pass\n" + "".join(f"elif x == {n}: pass\n" for n in range(400)),
+    ],
+    ids=["+", "calls", "elif"],
+)
+def test_modules_that_are_nested_too_deeply(deep: str, tmp_path: Path) -> None:
+    """A module whose tree is too deep for Python's stack is named, and the rest is read."""
+    write(tmp_path, main="import deep\napp = 1", deep=f"app = 1\n{deep}\n")
+    reading = read_app("main:app", app_dir=tmp_path)
+    assert reading.modules == 1
+    (told,) = reading.unreadable
+    assert "deep.py:0: it is nested too deeply to be read" in told
+    with pytest.raises(AppImportError, match="nested too deeply"):
+        read_app("deep:app", app_dir=tmp_path)
+
+
+def test_long_chains_of_calls(tmp_path: Path) -> None:
+    """Functions that call one another in a long chain are followed as far as the stack allows."""
+    chain = "".join(f"def f{n}(): return f{n - 1}()\n" for n in range(2000, 0, -1))
+    text = (
+        "from fastapi import FastAPI\napp = FastAPI()\nSEEN = []\n"
+        f"{chain}def f0(): return SEEN\n"
+        "@app.get('/')\ndef me(): f10().append(1); f2000().append(1)\n"
+    )
+    write(tmp_path, main=text)
+    found = read_app("main:app", app_dir=tmp_path).findings
+    assert {one.path for one in found} == {"main.SEEN"}

@@ -181,6 +181,7 @@ def test_a_baseline_comes_back_as_it_was_written(tmp_path: Path) -> None:
         (None, "there is no baseline .*: write it with --write-baseline"),
         ("nothing", "is no baseline of sandboxpool check"),
         ("[]", "is no baseline of sandboxpool check"),
+        ("[" * 100_000, "is no baseline of sandboxpool check.* Write it anew"),
         ('{"version": 1, "findings": [{}]}', "is no baseline of sandboxpool check"),
         ('{"version": 2, "findings": []}', "is a baseline of version 2, but this is version 1"),
     ],

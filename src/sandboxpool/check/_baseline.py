@@ -49,10 +49,13 @@ def read_baseline(path: Path) -> list[Known]:
         return [Known(**{name: str(one[name]) for name in _NAMES}) for one in content["findings"]]
     except FileNotFoundError:
         raise OptionError(f"there is no baseline {path}: write it with --write-baseline.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, OptionError):
             raise
-        raise OptionError(f"{path} is no baseline of sandboxpool check: {error!r}.") from None
+        raise OptionError(
+            f"{path} is no baseline of sandboxpool check: {error!r}. Write it anew with "
+            "--write-baseline."
+        ) from None
 
 
 _NAMES = [field.name for field in attrs.fields(Known)]

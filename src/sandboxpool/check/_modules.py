@@ -21,6 +21,9 @@ _COMMENT = re.compile(r"#\s*sandboxpool:\s*ignore(?:\[(?P<rules>[^\]]*)\])?")
 _INSTALLED = {"site-packages", "dist-packages"}
 _DYNAMIC = {"import_module", "walk_packages", "iter_modules", "__import__"}
 _TESTS = {"tests", "testing", "conftest", "__main__"}
+# Visitors take up to four frames of Python's stack, which has 1000, for each level of a tree.
+# Modules that people write have less than 50 levels; a chain of 1000 `+` or `elif` has as many.
+_DEEPEST = 150
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -235,14 +238,27 @@ def _parse(name: str, place: _Place) -> Module:
     path = Path(place.file or "")
     with tokenize.open(path) as file:  # which reads the encoding that the file declares
         text = file.read()
+    try:
+        tree = ast.parse(text, filename=str(path))
+    except (RecursionError, MemoryError):
+        tree = None
+    if tree is None or _is_too_deep(tree):
+        raise ValueError(f"it is nested too deeply to be read, in more than {_DEEPEST} levels")
     return Module(
         name=name,
         path=path,
         package=place.folders is not None,
         lines=text.split("\n"),
-        tree=ast.parse(text, filename=str(path)),
+        tree=tree,
         ignored=_comments(text),
     )
+
+
+def _is_too_deep(tree: ast.Module) -> bool:
+    level: list[ast.AST] = [tree]
+    for _ in range(_DEEPEST):
+        level = [below for node in level for below in ast.iter_child_nodes(node)]
+    return bool(level)
 
 
 def _comments(text: str) -> dict[int, frozenset[str]]:

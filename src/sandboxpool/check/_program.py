@@ -14,6 +14,8 @@ from ._scopes import Binding, Scope, read_scopes, subscopes
 
 # Their classes copy the defaults of their fields, so that a list in the body is private.
 _COPYING = ("Model", "Settings", "Schema", "Struct", "Enum", "TypedDict", "NamedTuple", "Protocol")
+# How many questions may wait for each other's answers: each has up to 7 frames on Python's stack.
+_DEEPEST = 60
 _ELEMENTS = frozenset(
     ["get", "setdefault", "pop", "popitem", "values", "items", "keys", "popleft", "__getitem__"]
 )
@@ -90,8 +92,8 @@ class Program:
         return found
 
     def _ask(self, key: object) -> bool:
-        """Begin to answer a question, unless its answer depends on itself."""
-        if key in self._asking:
+        """Begin to answer a question, unless its answer depends on itself or on too many others."""
+        if key in self._asking or len(self._asking) >= _DEEPEST:
             self._cycles += 1
             return False
         self._asking.add(key)
