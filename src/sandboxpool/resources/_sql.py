@@ -6,7 +6,8 @@ nothing. Whatever is not understood counts as leaving something, which costs a r
 more. The verdict on a text is remembered, so reading it costs one look into a dict.
 
 What the text does not show is assumed not to be there: a trigger, a view, a default, an operator
-or a policy whose function changes the session beyond its transaction.
+or a policy whose function changes the session beyond its transaction, or such a function with the
+name of a known one. The number that a serial column has given is told by `lastval()` until a reset.
 """
 
 from __future__ import annotations
@@ -28,19 +29,33 @@ _LONGEST = 20_000  # of longer texts, such as bulk inserts, not the verdict but 
 
 # Comments, and texts that are data: dropped before the words are read. Quoted names are kept, but
 # must be seen here, for what looks like a comment or a text in them is none. A name may end in
-# `e` or have `$` in it: neither begins a text then.
+# `e` or have `$` in it: neither begins a text then. PostgreSQL's lexer (scan.l) ends a line at a
+# carriage return, too, takes every character that is not of ASCII for a letter, and reads a text
+# that goes on in another line as it has begun.
 _DATA = re.compile(
     r"""
-      --[^\n]*
+      --[^\n\r]*
     | /\*.*?\*/
-    | (?<![\w$])\$(?P<tag>(?:[^\W\d]\w*)?)\$ .*? \$(?P=tag)\$
-    | (?<![\w$])[eE]'(?:[^'\\]|\\.|'')*'
+    | (?<![\w$\x80-\U0010ffff])\$(?P<tag>(?:[A-Za-z_\x80-\U0010ffff][\w\x80-\U0010ffff]*)?)\$
+      .*? \$(?P=tag)\$
+    | (?<![\w$\x80-\U0010ffff])[eE]'(?:[^'\\]|\\.|'')*'
+      (?:(?:\s|--[^\n\r]*)*'(?:[^'\\]|\\.|'')*')*
     | '(?:[^']|'')*'
     | (?P<name>"(?:[^"]|"")*")
     """,
     re.VERBOSE | re.DOTALL,
 )
-_WORD = re.compile(r'"(?:[^"]|"")*"|[A-Za-z_][A-Za-z_0-9$]*|[0-9][0-9A-Za-z_.]*|\S')
+_WORD = re.compile(
+    r"""
+      "(?:[^"]|"")*"
+    | [A-Za-z_\x80-\U0010ffff][A-Za-z_0-9$\x80-\U0010ffff]*
+    | [0-9][0-9A-Za-z_.]*
+    | \S
+    """,
+    re.VERBOSE,
+)
+# Comments inside of comments, and names in which characters are written as numbers: not read.
+_OBSCURE = re.compile(r"""/\*(?:(?!\*/).)*/\*|(?<![\w$])[uU]&["']""", re.DOTALL)
 
 
 def _words(text: str) -> frozenset[str]:
@@ -102,7 +117,8 @@ _FUNCTIONS = _words(
     json_object printf
     """
 )
-_TEMPORARY = frozenset(("temp", "temporary", "pg_temp"))
+_TEMPORARY = ("temp", "pg_temp")  # also "temporary", and the schemas "pg_temp_1", ...
+_STATEMENTS = frozenset(("select", "values", "table", "insert", "update", "delete", "merge"))
 _WORDS_BEFORE_NAMES = frozenset(("into", "table", "update", "as", "references", "copy", "index"))
 
 verdicts: dict[str, Effect] = {}
@@ -130,7 +146,7 @@ def _read(statement: str) -> Effect:
     if len(statement) > _LONGEST:
         return Effect.RESET
     text = _DATA.sub(_without_data, statement)
-    worst = Effect.NONE
+    worst = Effect.RESET if _OBSCURE.search(statement) else Effect.NONE
     words: list[str] = []
     for word in [*_WORD.findall(text), ";"]:
         if word in ("'", '"'):
@@ -152,14 +168,15 @@ def _read_one(words: list[str]) -> Effect:
         return _read_one(words[1:])
     if first == "set":
         # Of a transaction only; `SET LOCAL` outside of one has no effect.
-        local = second in ("local", "transaction", "constraints")
+        # With a dot it is the first part of a name.
+        local = second in ("local", "transaction", "constraints") and words[2:3] != ["."]
         return Effect.NONE if local and not _calls(words) else Effect.RESET
     if first in ("listen", "load", "deallocate", "discard"):
         # What was notified is with the driver already; what is deallocated it still counts on.
         return Effect.CLOSE
     if first not in _PLAIN:
         return Effect.RESET  # reset, declare, prepare, execute, do, call, fetch, unlisten, ...
-    if not _TEMPORARY.isdisjoint(words) or (
+    if any(word.strip('"').startswith(_TEMPORARY) for word in words) or (
         "prepared" in words and first in ("commit", "rollback")
     ):
         return Effect.RESET
@@ -172,9 +189,11 @@ def _calls(words: list[str]) -> bool:
         if word != "(" or index == 0:
             continue
         name = words[index - 1]
-        if not (name[0].isalpha() or name[0] in '_"') or name in _SYNTAX:
-            continue
         before = words[index - 2] if index > 1 else ""
+        if not (name[0].isalpha() or name[0] in '_"' or name[0] > "\x7f"):
+            continue
+        if name in _SYNTAX and before != ".":
+            continue
         if name in _FUNCTIONS and (before != "." or words[index - 3 : index - 2] == ["pg_catalog"]):
             continue
         if index == 1 or before in _SYNTAX_AFTER.get(name, ()):
@@ -193,18 +212,19 @@ def _is_name(words: list[str], index: int) -> bool:
     before = words[start - 1] if start >= 1 else ""
     if before in _WORDS_BEFORE_NAMES:
         return True
-    if before == "on" and words[0] == "create":
+    if before == "on" and words[0] == "create" and "index" in words[1:3]:
         return True
     if before in ("exists", "if", "only", "concurrently", "recursive", "with"):
         return True
     # Further names of `WITH a (x) AS (...), b (y) AS (...)`.
-    return before == "," and words[0] == "with" and _closes_before_as(words, index)
+    return before == "," and words[0] == "with" and _is_before_statement(words, index - 1)
 
 
-def _closes_before_as(words: list[str], index: int) -> bool:
+def _is_before_statement(words: list[str], index: int) -> bool:
+    """Tell whether *index* is among the names of a `WITH`, before the statement that uses them."""
     depth = 0
-    for at in range(index, len(words)):
-        depth += (words[at] == "(") - (words[at] == ")")
-        if depth == 0:
-            return words[at + 1 : at + 2] == ["as"]
-    return False
+    for word in words[:index]:
+        depth += (word == "(") - (word == ")")
+        if depth == 0 and word in _STATEMENTS:
+            return False
+    return depth == 0
